@@ -1,0 +1,47 @@
+"""Packaging of t5x_like; tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="t5x_like",
+    version="0.1.0",
+    description="Train transformers with JAX, from one device to a pod.",
+    packages=find_packages(include=["t5x_like", "t5x_like.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8,<1",
+        "etils[epath]>=1.12",
+        "flax>=0.12.8,<0.13",
+        "gin-config>=0.5,<0.6",
+        "grain>=0.2.18,<0.3",
+        "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.3",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.4,<0.13",
+        "rich>=14,<16",
+        "sentencepiece>=0.2.1,<0.3",
+        "tensorboardX>=2.6.4,<3",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]"],
+        # The compiler of the TPU, which needs no TPU; jax pins the version that belongs to it.
+        "plan": ["jax[tpu]"],
+        "tfds": ["tensorflow-datasets>=4.9.9"],
+        "beam": ["apache-beam>=2.70"],
+        "hf": ["safetensors>=0.6", "tokenizers>=0.22", "transformers>=5,<6", "torch==2.13.0"],
+        "wandb": ["wandb>=0.21"],
+        "dev": [
+            "hypothesis>=6",
+            "import-linter>=2",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14,<0.16",
+            "scipy>=1.14",
+        ],
+    },
+    entry_points={"console_scripts": ["t5x_like=t5x_like.commands.main:main"]},
+)

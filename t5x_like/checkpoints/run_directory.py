@@ -1,0 +1,136 @@
+"""MODEL_DIR: the one directory that holds all of a run, and the lock that gives it one writer."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from absl import logging
+from etils import epath
+
+from t5x_like.errors import UserError
+
+LOCK = "run.lock"
+
+
+class RunDirectory:
+    """Where a run's files are, on a local disk or under `gs://`.
+
+    Attributes:
+      path: MODEL_DIR itself.
+      checkpoints: directory of saved states.
+      metrics: one JSON object per record.
+      loss_plot: curves of training and validation loss.
+      operative_config: every parameter of the run, in gin.
+      config: the configuration and the environment (versions, devices, ...), in JSON.
+      data: directory of what data preparation keeps, e.g. a trained tokenizer.
+      tensorboard: directory of TensorBoard events.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = epath.Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.loss_plot = self.path / "loss.png"
+        self.operative_config = self.path / "operative_config.gin"
+        self.config = self.path / "config.json"
+        self.data = Path(self.path) / "data"
+        self.tensorboard = self.path / "tensorboard"
+
+    def require(self) -> None:
+        """Checks that a run was started here; for commands that only read.
+
+        Raises:
+          UserError: if not.
+        """
+        if not self.operative_config.exists():
+            raise UserError(f"MODEL_DIR {self.path} holds no run: train first, or correct the path.")
+
+    def check_same_experiment(self, differences: Sequence[str]) -> None:
+        """Checks that the run here is the one to be continued.
+
+        Args:
+          differences: what may not change within a run and did, one "path: old -> new" each.
+
+        Raises:
+          UserError: if there are any.
+        """
+        if differences:
+            raise UserError(
+                f"MODEL_DIR {self.path} holds a run with another configuration:\n  "
+                + "\n  ".join(differences)
+                + "\nContinue it with its own configuration (operative_config.gin there), or choose another MODEL_DIR."
+            )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Creates the directory if need be and holds its lock; for the one process that writes (process 0 of several).
+
+        The lock ends with the process, however that ends. Object stores have none.
+
+        Raises:
+          UserError: if the directory cannot be written, holds something else, or another process writes to it.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                self._create()
+                if _is_local(self.path):
+                    _lock(stack.enter_context(open(self.path / LOCK, "a+")))
+            except OSError as error:
+                raise UserError(
+                    f"MODEL_DIR {self.path} cannot be written ({error.strerror}): choose one where you may write."
+                ) from error
+            yield
+
+    def _create(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"MODEL_DIR {self.path} is a file: choose a directory.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in self.path.iterdir())
+        if names and LOCK not in names and self.operative_config.name not in names:
+            raise UserError(
+                f"MODEL_DIR {self.path} is no run but holds {len(names)} other files or directories "
+                f"({', '.join(names[:3])}): choose a new one."
+            )
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Replaces a file at once: readers, and whoever comes after a crash, see the old content or the new one, whole."""
+    path = epath.Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    if not _is_local(path):
+        path.write_bytes(data)  # An object appears when it is complete.
+        return
+    # A fixed name: the run has one writer, so a kill leaves at most one leftover, which the next write replaces.
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in str(path)
+
+
+def _lock(file: TextIO) -> None:
+    """Takes the lock of an open file, and writes into it who has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read() or "another process"
+        directory = Path(file.name).parent
+        raise UserError(
+            f"MODEL_DIR {directory} is in use by {holder}: wait for it, stop it, or choose another MODEL_DIR."
+        ) from error
+    except OSError as error:
+        # Some network file systems have no locks: a run works there, but a second one at the same time goes unnoticed.
+        logging.warning("%s cannot be locked (%s): make sure that no other run uses its directory.", file.name, error)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()

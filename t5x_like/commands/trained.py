@@ -1,0 +1,100 @@
+"""A trained model from its MODEL_DIR: what evaluate and generate begin with."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+
+from t5x_like.checkpoints.manager import Checkpoints
+from t5x_like.checkpoints.run_directory import RunDirectory
+from t5x_like.config import parse_config
+from t5x_like.data.tokenizers import Tokenizer
+from t5x_like.decoding.generate import generate
+from t5x_like.decoding.sampling import Sampling
+from t5x_like.errors import UserError
+from t5x_like.models.parameters import GraphDef, Params
+from t5x_like.sharding.logical import shardings
+from t5x_like.sharding.mesh import build_mesh
+from t5x_like.training.experiment import Experiment
+from t5x_like.training.setup import with_vocabulary
+from t5x_like.training.state import model_spec
+
+
+class Trained(NamedTuple):
+    """A model with the parameters of one checkpoint."""
+
+    experiment: Experiment
+    directory: RunDirectory
+    mesh: Mesh
+    graphdef: GraphDef
+    params: Params
+    step: int
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("model_dir", None, "Directory of the trained run.", flag_values=values)
+    flags.DEFINE_string(
+        "step", "latest", "Which checkpoint: a step, `latest`, or `best` on validation.", flag_values=values
+    )
+
+
+def load_trained(values: flags.FlagValues) -> Trained:
+    """Reads the run that --model_dir names; gin flags may change what does not shape the parameters, e.g. the mesh."""
+    if values.model_dir is None:
+        raise UserError("no run: pass --model_dir=DIRECTORY, the MODEL_DIR of a training run.")
+    directory = RunDirectory(values.model_dir)
+    directory.require()
+    files = [str(directory.operative_config), *values.gin_file]
+    experiment = parse_config(files, values.gin_bindings, values.gin_search_paths).build(Experiment)
+    checkpoints = Checkpoints(directory.checkpoints, experiment.run.checkpoints)
+    step = chosen_step(checkpoints, values.step)
+    mesh = build_mesh(experiment.mesh)
+    spec = model_spec(with_vocabulary(experiment.model, checkpoints.manifest(step)["vocab_size"]))
+    placed = shardings(spec.axes, spec.params, mesh)
+    target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), spec.params, placed)
+    name = "params" if experiment.run.ema_decay is None else "ema"
+    params = checkpoints.restore({name: target}, step, partial=True)[name]
+    return Trained(experiment, directory, mesh, spec.graphdef, params, step)
+
+
+def chosen_step(checkpoints: Checkpoints, wanted: str) -> int | None:
+    """The step that --step names; None: the newest, which restoring then requires to exist."""
+    if wanted == "latest":
+        return checkpoints.latest_step()
+    if wanted == "best":
+        best = checkpoints.best_step()
+        if best is None:
+            raise UserError(f"--step=best: no checkpoint in {checkpoints.directory} was evaluated; use --step=latest.")
+        return best
+    if not wanted.isdecimal():
+        raise UserError(f"--step={wanted}: give a number, `latest` or `best`.")
+    return int(wanted)
+
+
+def continue_texts(
+    model: Trained, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int
+) -> list[str]:
+    """What the model writes after each prompt; an empty one starts at a document's beginning."""
+    with jax.set_mesh(model.mesh):
+        new = generate(
+            model.graphdef,
+            model.params,
+            [prompt_tokens(tokenizer, prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            context_length=model.experiment.data.sequence_length,
+            sampling=sampling,
+            seed=seed,
+            eos_id=tokenizer.eos_id,
+        )
+    return [tokenizer.decode(tokens) for tokens in new]
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    tokens = [*start, *tokenizer.encode(prompt).tolist()]
+    if not tokens:
+        # Without a mark for a document's beginning, a line's beginning comes closest.
+        tokens = tokenizer.encode("\n").tolist()
+    return tokens

@@ -1,0 +1,140 @@
+"""Records a run: `operative_config.gin`, which rebuilds it, and `config.json`, which describes it."""
+
+import dataclasses
+import datetime
+import enum
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+import t5x_like
+from t5x_like.config.bindings import Bindings, Reference, macros_in, unparse
+from t5x_like.config.resolve import Config, Node, has_objects
+from t5x_like.errors import UserError
+
+
+def operative_config_text(config: Config, root: type) -> str:
+    """Returns one flat gin file of all that a run uses, defaults included: it rebuilds equal objects.
+
+    Macros with plain values stay macros, so that `--gin.STEPS=...` works on the saved file too.
+    """
+    nodes = config.resolve(root)
+    names = _unique_names(nodes)
+    macros: set[str] = set()
+    blocks = []
+    for node in nodes:
+        lines = []
+        for field, setting in node.settings.items():
+            expression = _with_references(setting.expression, names)
+            _add_macros(expression, config.bindings, macros)
+            lines.append(f"{names[id(node.instance)]}.{field} = {unparse(expression)}")
+        blocks.append("\n".join(lines))
+    head = "# Everything this run uses, defaults included; give this file as --gin_file to build the same run."
+    kept = (binding for binding in config.bindings.in_force() if binding.name in macros)
+    settings = "\n".join(f"{binding.name} = {unparse(binding.value)}" for binding in kept)
+    return "\n\n".join(filter(None, [head, settings, *blocks])) + "\n"
+
+
+def _unique_names(nodes: list[Node]) -> dict[int, str]:
+    """Names each object `Class` or `scope/Class`; where its own scope is taken, its path becomes the scope."""
+    names: dict[int, str] = {}
+    for node in nodes:
+        name = f"{node.scope}/{node.cls.__name__}" if node.scope else node.cls.__name__
+        if name in names.values():
+            name = f"{node.path.replace('.', '_')}/{node.cls.__name__}"
+        names[id(node.instance)] = name
+    return names
+
+
+def _with_references(value: Any, names: dict[int, str]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_with_references(item, names) for item in value)
+    if has_objects(value):
+        scope, _, cls = names[id(value)].rpartition("/")
+        return Reference(scope, cls)
+    return value
+
+
+def _add_macros(expression: Any, bindings: Bindings, macros: set[str]) -> None:
+    """Adds to `macros` those that an expression mentions, and those that they mention."""
+    for name in macros_in(expression):
+        macros.add(name)
+        _add_macros(bindings.history[name][-1].value, bindings, macros)
+
+
+def to_dict(value: Any) -> Any:
+    """Returns an object of the run as plain nested dicts, each naming its class; equal objects give equal dicts."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, list | tuple):
+        return [to_dict(item) for item in value]
+    return value.name if isinstance(value, enum.Enum) else value
+
+
+def difference(old: Any, new: Any, path: str = "") -> list[str]:
+    """Lists where two results of `to_dict` differ: "model.stack.num_layers: 12 -> 24"."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [f"{path}: {_shown(old)} -> {_shown(new)}"]
+    names = [*old, *(name for name in new if name not in old)]
+    prefix = f"{path}." if path else ""
+    return [line for name in names for line in difference(old.get(name), new.get(name), f"{prefix}{name}")]
+
+
+def _shown(value: Any) -> str:
+    return value["class"] if isinstance(value, dict) else json.dumps(value)
+
+
+def save_run_config(directory: str | Path, config: Config, experiment: Any) -> None:
+    """Writes `operative_config.gin` and `config.json` into the run directory; neither is ever seen half written.
+
+    Raises:
+      UserError: if the directory cannot be written.
+    """
+    description = {
+        "experiment": to_dict(experiment),
+        "argv": sys.argv,
+        "gin_files": config.files,
+        "gin_bindings": config.overrides,
+        "versions": _versions(),
+        "git_revision": _git_revision(),
+        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "hosts": jax.process_count()},
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    texts = {
+        "operative_config.gin": operative_config_text(config, type(experiment)),
+        "config.json": json.dumps(description, indent=2) + "\n",
+    }
+    try:
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            temporary = epath.Path(directory) / f"{name}.writing"
+            temporary.write_text(text)
+            temporary.replace(epath.Path(directory) / name)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written: {error}") from error
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {"t5x_like": t5x_like.__version__, **versions, "python": platform.python_version()}
+
+
+def _git_revision() -> str | None:
+    """The revision of the checkout that the package is imported from; None for an installed package."""
+    checkout = Path(t5x_like.__file__).parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,146 @@
+"""Where text comes from: a source yields documents, always in the same order."""
+
+import contextlib
+import functools
+import glob
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, Literal, Protocol
+
+from absl import logging
+
+from t5x_like.configurable import configurable
+from t5x_like.errors import UserError
+
+
+class Source(Protocol):
+    """A collection of documents that can be read again and again."""
+
+    def documents(self) -> Iterator[str]:
+        """Yields the non-empty documents, in the same order at every call; all can be written as UTF-8."""
+
+    def cache_key(self) -> str:
+        """Names the present state of the source: cheap, and different when the documents may have changed."""
+
+
+@configurable
+class TextSource:
+    r"""Text files of the user, read as UTF-8.
+
+    `.jsonl` files hold one JSON object, hence one document, per line; any other file is plain text. Both may be
+    compressed (`.gz`). Files are read in the sorted order of their paths, a plain text file at once.
+
+    Attributes:
+      files: Paths or globs (`**` descends into directories); one string, or several.
+      text_field: The field of a JSON object that holds the text.
+      document_separator: What separates the documents of a plain text file, for example `<|endoftext|>` or two
+        newlines; None makes each file one document.
+      invalid_utf8: `replace` puts U+FFFD where bytes are not UTF-8, and logs how many; `refuse` stops there.
+    """
+
+    files: str | tuple[str, ...]
+    text_field: str = "text"
+    document_separator: str | None = None
+    invalid_utf8: Literal["replace", "refuse"] = "replace"
+
+    def __post_init__(self):
+        if not self.files:
+            raise UserError("TextSource.files is empty: give at least one path or glob.")
+        if self.document_separator == "":
+            raise UserError(
+                "TextSource.document_separator is an empty string: leave it None for one document per file."
+            )
+
+    def paths(self) -> list[str]:
+        """The files, sorted, each once; UserError for a path or glob without any."""
+        found = set()
+        for pattern in (self.files,) if isinstance(self.files, str) else self.files:
+            pattern = os.path.expanduser(pattern)
+            # A file whose name looks like a glob is still a file.
+            matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+            files = [path for path in matches if os.path.isfile(path)]
+            if not files:
+                remedy = f"it is a directory, try {pattern}/*.txt" if os.path.isdir(pattern) else "check the path"
+                raise UserError(f"TextSource.files: no file matches {pattern!r} (in {os.getcwd()}): {remedy}.")
+            found.update(files)
+        return sorted(found)
+
+    def cache_key(self) -> str:
+        stats = [(os.path.abspath(path), os.stat(path)) for path in self.paths()]
+        return repr((self, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
+
+    def documents(self) -> Iterator[str]:
+        """Yields the documents; UserError names the file (and line) that cannot be read, or an empty corpus."""
+        num_documents = num_replaced = 0
+        for path in self.paths():
+            records = self._json_lines(path) if path.removesuffix(".gz").endswith(".jsonl") else self._plain_text(path)
+            for text, replaced in records:
+                num_replaced += replaced
+                if text:
+                    num_documents += 1
+                    yield text
+        if not num_documents:
+            raise UserError(f"TextSource.files={self.files!r} holds no text: every file is empty.")
+        if num_replaced:
+            _warn_once(f"TextSource: {num_replaced} sequences of bytes were not UTF-8 and became U+FFFD.")
+
+    def _plain_text(self, path: str) -> Iterator[tuple[str, int]]:
+        with _open(path) as file:
+            raw = file.read()
+        if b"\0" in raw:
+            raise UserError(f"{path} holds NUL bytes: it is not plain text. Convert it to .txt or .jsonl.")
+        text, replaced = self._decode(raw, path)
+        documents = [text] if self.document_separator is None else text.split(self.document_separator)
+        for number, document in enumerate(documents):
+            yield document, replaced if number == 0 else 0
+
+    def _json_lines(self, path: str) -> Iterator[tuple[str, int]]:
+        with _open(path) as file:
+            for number, raw in enumerate(file, start=1):
+                place = f"{path}:{number}"
+                line, replaced = self._decode(raw, place)
+                if not line.strip():
+                    continue
+                try:
+                    text = json.loads(line)[self.text_field]
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{place} is not JSON: {error}.") from error
+                except (KeyError, TypeError, IndexError) as error:
+                    raise UserError(f"{place} is not an object with the field {self.text_field!r}.") from error
+                if not isinstance(text, str):
+                    raise UserError(f"{place}: the field {self.text_field!r} is {type(text).__name__}, not a string.")
+                # JSON can spell half a surrogate pair, which no UTF-8 text holds.
+                text, escapes = self._decode(text.encode("utf-8", "surrogatepass"), place)
+                yield text, replaced + escapes
+
+    def _decode(self, raw: bytes, place: str) -> tuple[str, int]:
+        """The text without a byte order mark, and how many replacements it needed."""
+        try:
+            return raw.decode("utf-8-sig"), 0
+        except UnicodeDecodeError as error:
+            if self.invalid_utf8 == "refuse":
+                raise UserError(
+                    f"{place}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8; convert the file, or set "
+                    "TextSource.invalid_utf8 = 'replace'."
+                ) from error
+            text = raw.decode("utf-8-sig", "replace")
+            return text, text.count("\ufffd") - raw.count("\ufffd".encode())
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[BinaryIO]:
+    """Opens a file for reading bytes, through gzip for `.gz`; failures to read become a UserError with the path."""
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"Cannot read {path}: {error}.") from error
+
+
+@functools.cache
+def _warn_once(message: str):
+    # Documents are read several times (split, tokenizer, tokens): one line is enough.
+    logging.warning("%s", message)

@@ -1,0 +1,6 @@
+"""Attention behind one door; see door.py."""
+
+from t5x_like.kernels.attention.door import attention
+from t5x_like.kernels.attention.masks import MaskSpec
+
+__all__ = ["MaskSpec", "attention"]

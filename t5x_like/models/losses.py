@@ -1,0 +1,94 @@
+"""From hidden vectors to loss sums, without ever holding the logits of the whole batch."""
+
+from typing import Literal
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from t5x_like.configurable import configurable
+from t5x_like.errors import UserError
+from t5x_like.kernels.cross_entropy import LossSums, cross_entropy, squared_error
+from t5x_like.models.parameters import GraphDef, Params, merge
+from t5x_like.sharding.logical import batch_axes
+
+Batch = dict[str, Array]
+"""Arrays [batch, length] under T5X's feature names: `decoder_input_tokens`, `decoder_target_tokens`,
+`decoder_loss_weights`, and, when documents are packed, `decoder_segment_ids` and `decoder_positions`."""
+
+
+@configurable
+class LossConfig:
+    """What training minimises, per token with weight.
+
+    Attributes:
+      kind: `cross_entropy`, or `mean_squared_error`: the square loss of logits against one-hot labels
+        (Hui & Belkin 2021).
+      label_smoothing: share of the label's probability spread evenly over the vocabulary (Szegedy et al. 2016), in [0,
+        1); cross-entropy only.
+      z_loss: weight of the squared log-partition function (PaLM, section 5), which keeps logits near zero; T5X uses
+        1e-4; cross-entropy only. Reported losses leave it out.
+      chunk_tokens: tokens per device whose logits exist at one time; bounds memory, not the result.
+    """
+
+    kind: Literal["cross_entropy", "mean_squared_error"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk_tokens: int = 2048
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"LossConfig.label_smoothing is {self.label_smoothing}: it must be in [0, 1).")
+        if self.z_loss < 0:
+            raise UserError(f"LossConfig.z_loss is {self.z_loss}: it must not be negative.")
+        if self.chunk_tokens < 1:
+            raise UserError(f"LossConfig.chunk_tokens is {self.chunk_tokens}: it must be at least 1.")
+        if self.kind != "cross_entropy" and (self.label_smoothing or self.z_loss):
+            raise UserError(f"LossConfig.kind is {self.kind}: label_smoothing and z_loss belong to cross_entropy.")
+
+
+def token_loss(
+    config: LossConfig,
+    hidden: Float[Array, "batch length embed"],
+    head: Float[Array, "vocab embed"],
+    labels: Int[Array, "batch length"],
+    weights: Float[Array, "batch length"],
+) -> LossSums:
+    """Loss sums over the whole batch; differentiate `.objective`.
+
+    Each device works through its own tokens in chunks and the sums are added once at the end, as is the gradient of
+    `head`: left to XLA, every chunk's gradient would be reduced over the data axes.
+    """
+    axes = batch_axes()
+
+    def local(hidden, head, labels, weights):
+        tokens = hidden.reshape(-1, hidden.shape[-1]), head, labels.reshape(-1), weights.reshape(-1)
+        if config.kind == "mean_squared_error":
+            sums = squared_error(*tokens, chunk_size=config.chunk_tokens)
+        else:
+            sums = cross_entropy(
+                *tokens, z_loss=config.z_loss, label_smoothing=config.label_smoothing, chunk_size=config.chunk_tokens
+            )
+        return lax.psum(sums, axes) if axes else sums
+
+    if not axes:
+        return local(hidden, head, labels, weights)
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    sharded = jax.shard_map(local, in_specs=(rows, whole, rows, rows), out_specs=whole, axis_names=set(axes))
+    return sharded(hidden, head, labels, weights)
+
+
+def batch_loss(
+    config: LossConfig, graphdef: GraphDef, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
+) -> LossSums:
+    """Runs the model on a batch and returns its loss sums; dropout only with a key."""
+    model = merge(graphdef, params)
+    hidden, _ = model(
+        batch["decoder_input_tokens"],
+        positions=batch.get("decoder_positions"),
+        segment_ids=batch.get("decoder_segment_ids"),
+        dropout_key=dropout_key,
+    )
+    labels, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    return token_loss(config, hidden, model.output_embedding(), labels, weights)

@@ -1,0 +1,77 @@
+"""From logical names of dims to axes of the mesh."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("length", ("sequence",)),
+    ("layers", ("stage",)),
+    ("expert", ("expert",)),
+    ("vocab", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("embed", ("fsdp",)),
+)
+"""In order of priority: a rule applies where its mesh axes are still free in the array and divide the dim.
+
+Names without a rule (head_dim, norm, position) stay whole. Activations and parameters share the table: in
+("batch", "length", "embed") the batch has taken `fsdp` before "embed" asks for it.
+"""
+
+
+def partition_spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh_shape: Mapping[str, int]
+) -> PartitionSpec:
+    """How an array of `shape` with these logical axes lies on a mesh with these axis sizes."""
+    assert len(axes) == len(shape), (axes, shape)
+    entries: list[tuple[str, ...] | str | None] = [None] * len(axes)
+    free = {axis for axis, size in mesh_shape.items() if size > 1}
+    for name, mesh_axes in RULES:
+        usable = tuple(axis for axis in mesh_axes if axis in free)
+        if not usable or name not in axes:
+            continue
+        dim = axes.index(name)
+        if shape[dim] % math.prod(mesh_shape[axis] for axis in usable) == 0:
+            entries[dim] = usable if len(usable) > 1 else usable[0]
+            free -= set(usable)
+    return PartitionSpec(*entries)
+
+
+def is_axes(node: Any) -> bool:
+    """True for a leaf of a tree of logical axes: a plain tuple of names."""
+    return type(node) is tuple and all(isinstance(name, str) for name in node)
+
+
+def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
+    """A tree of `NamedSharding` for a tree of logical axes and an equal tree of arrays or `ShapeDtypeStruct`."""
+    return jax.tree.map(
+        lambda names, array: NamedSharding(mesh, partition_spec(names, array.shape, mesh.shape)),
+        axes,
+        shapes,
+        is_leaf=is_axes,
+    )
+
+
+def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
+    """Asks XLA to lay `x` out by its logical axes on the mesh in context (`jax.set_mesh`); None keeps a dim whole.
+
+    Without a mesh it does nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    automatic = {axis: mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes}
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, automatic))
+
+
+def batch_axes() -> tuple[str, ...]:
+    """Axes of the mesh in context that split the batch; empty on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if mesh.empty else tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)

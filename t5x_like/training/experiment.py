@@ -1,0 +1,148 @@
+"""A run is five choices: model, data, optimizer, mesh, and how to run."""
+
+from typing import Literal
+
+from t5x_like.checkpoints.manager import CheckpointConfig
+from t5x_like.configurable import configurable
+from t5x_like.data.build import DataConfig
+from t5x_like.errors import UserError
+from t5x_like.models.losses import LossConfig
+from t5x_like.models.positions import LearnedPositionsConfig
+from t5x_like.models.transformer import DecoderConfig
+from t5x_like.sharding.mesh import MeshConfig
+from t5x_like.training.optimizers import OptimizerConfig
+
+
+@configurable
+class EarlyStoppingConfig:
+    """Ends a run that no longer improves on the validation split.
+
+    Attributes:
+      metric: the validation metric to watch.
+      patience: evaluations in a row without improvement after which training stops.
+      min_delta: smallest change that counts as an improvement.
+    """
+
+    metric: Literal["loss", "accuracy"] = "loss"
+    patience: int = 5
+    min_delta: float = 0.0
+
+    def __post_init__(self):
+        if self.patience < 1:
+            raise UserError(f"EarlyStoppingConfig.patience is {self.patience}: it must be at least 1.")
+        if self.min_delta < 0:
+            raise UserError(f"EarlyStoppingConfig.min_delta is {self.min_delta}: it must not be negative.")
+
+    def exhausted(self, history: list[float]) -> bool:
+        """True when the last `patience` values of the metric, oldest first, brought no improvement."""
+        values = history if self.metric == "loss" else [-value for value in history]
+        best, since = float("inf"), 0
+        for value in values:
+            if value < best - self.min_delta:
+                best, since = value, 0
+            else:
+                since += 1
+        return since >= self.patience
+
+
+@configurable
+class LoggingConfig:
+    """What a run shows and writes beside `metrics.jsonl`.
+
+    Attributes:
+      every_steps: steps between records of training metrics.
+      tensorboard: also writes TensorBoard events to MODEL_DIR/tensorboard.
+      wandb_project: also logs to this Weights & Biases project (extra: wandb); None: off.
+      progress: shows a progress bar, or plain lines where the output is no terminal.
+      sample_tokens: length of the sample that ends a run, in tokens; 0: none.
+      sample_prompt: text that the closing sample continues; empty: starts at a document's beginning.
+    """
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    progress: bool = True
+    sample_tokens: int = 200
+    sample_prompt: str = ""
+
+    def __post_init__(self):
+        if self.every_steps < 1:
+            raise UserError(f"LoggingConfig.every_steps is {self.every_steps}: it must be at least 1.")
+        if self.sample_tokens < 0:
+            raise UserError(f"LoggingConfig.sample_tokens is {self.sample_tokens}: it must not be negative.")
+
+
+@configurable
+class RunConfig:
+    """How long to train, what to minimise, when to evaluate and save.
+
+    Attributes:
+      model_dir: directory of the run: checkpoints, metrics, plots. The same command with the same directory resumes it.
+      steps: optimizer steps in all, those before a resume included.
+      seed: of initial parameters and dropout; the order of the data has its own, DataConfig.seed.
+      num_microbatches: parts of the batch whose gradients are accumulated one after the other, to save memory; divides
+        the batch size.
+      loss: what to minimise.
+      evaluate_every_steps: steps between evaluations on the validation split; the last step is always evaluated.
+      evaluate_num_batches: validation batches per evaluation; None: the whole split.
+      ema_decay: decay of an exponential moving average of the parameters, kept beside them and used for evaluation and
+        generation; None: off.
+      early_stopping: ends the run early; None: never.
+      checkpoints: when to save and what to keep.
+      logging: what to show and write.
+    """
+
+    model_dir: str
+    steps: int
+    seed: int = 0
+    num_microbatches: int = 1
+    loss: LossConfig = LossConfig()
+    evaluate_every_steps: int = 250
+    evaluate_num_batches: int | None = None
+    ema_decay: float | None = None
+    early_stopping: EarlyStoppingConfig | None = None
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    def __post_init__(self):
+        for name in ("steps", "num_microbatches", "evaluate_every_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"RunConfig.{name} is {getattr(self, name)}: it must be at least 1.")
+        if not self.model_dir:
+            raise UserError("RunConfig.model_dir is empty: name a directory, e.g. --gin.MODEL_DIR=runs/a.")
+        if self.evaluate_num_batches is not None and self.evaluate_num_batches < 1:
+            raise UserError(f"RunConfig.evaluate_num_batches is {self.evaluate_num_batches}: at least 1, or None.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"RunConfig.ema_decay is {self.ema_decay}: it must lie between 0 and 1, or be None.")
+
+
+@configurable
+class Experiment:
+    """Everything a run is made of: the root of its configuration.
+
+    Attributes:
+      model: what is trained.
+      data: what it is trained on.
+      optimizer: how parameters are updated.
+      mesh: how devices share the work.
+      run: how long, and what to write down.
+    """
+
+    model: DecoderConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig = MeshConfig()
+    run: RunConfig
+
+    def __post_init__(self):
+        positions, length = self.model.positions, self.data.sequence_length
+        if isinstance(positions, LearnedPositionsConfig) and positions.max_length < length:
+            raise UserError(
+                f"DataConfig.sequence_length ({length}) exceeds LearnedPositionsConfig.max_length "
+                f"({positions.max_length}): lower the one or raise the other."
+            )
+        if self.data.batch_size % self.run.num_microbatches:
+            raise UserError(
+                f"DataConfig.batch_size ({self.data.batch_size}) is not a multiple of RunConfig.num_microbatches "
+                f"({self.run.num_microbatches})."
+            )

@@ -1,0 +1,114 @@
+"""What a run tells: metrics, progress bar, loss curve. Only here does the loop fetch values from the devices."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from absl import logging
+
+from t5x_like.checkpoints.run_directory import RunDirectory
+from t5x_like.data.loader import Loader
+from t5x_like.training.experiment import Experiment
+from t5x_like.training.flops import model_flops_utilization, peak_flops_per_second
+from t5x_like.training.metrics import MetricsWriter, open_side_writers, read_metrics
+from t5x_like.training.plots import plot_losses
+from t5x_like.training.progress import Progress
+from t5x_like.training.step import Metrics
+
+
+class Reporter:
+    """Writes records of training and validation; a context manager.
+
+    The record of a logged step is fetched when the next step has been dispatched, so that devices never wait for it.
+
+    Attributes:
+      validation_history: values of every validation metric so far, oldest first, those before a resume included.
+    """
+
+    def __init__(self, experiment: Experiment, directory: RunDirectory, *, start_step: int, flops_per_token: float):
+        """Opens the files and drops records of steps after `start_step`, which a killed run left."""
+        run, path = experiment.run, Path(directory.path)
+        self._every_steps = run.logging.every_steps
+        self._num_steps = run.steps
+        self._tokens_per_step = experiment.data.batch_size * experiment.data.sequence_length
+        self._flops_per_token = flops_per_token
+        self._peak = peak_flops_per_second(jax.devices()[0])
+        side_writers = open_side_writers(
+            path,
+            resumed_step=start_step,
+            tensorboard=run.logging.tensorboard,
+            wandb_project=run.logging.wandb_project,
+            config={"model_dir": run.model_dir},
+        )
+        self._writer = MetricsWriter(path, resumed_step=start_step, side_writers=side_writers)
+        self._progress = Progress(run.steps, start_step=start_step, enabled=run.logging.progress)
+        self._directory = directory
+        self._painter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loss.png")
+        self._painting: Future[None] | None = None
+        self._loader: Loader | None = None
+        self._pending: tuple[int, Metrics] | None = None
+        records = read_metrics(directory.metrics)
+        self.validation_history = [record for record in records if record["split"] == "validation"]
+
+    def __enter__(self) -> Self:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._progress.__exit__(*exception)
+        self._writer.close()
+        self._paint()
+        self._painter.shutdown()
+
+    def start(self, step: int, loader: Loader) -> None:
+        """Sets the clock: training goes on after `step`."""
+        self._loader = loader
+        self._restart_clock(step)
+
+    def advance(self, step: int, metrics: Metrics) -> None:
+        """Tells that `step` has been dispatched and will give `metrics`."""
+        self.flush()
+        self._progress.advance(step)
+        if step % self._every_steps == 0 or step == self._num_steps:
+            self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Fetches and writes the record that is due, if any."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now, waited = time.perf_counter(), self._loader.seconds_waited
+        seconds = now - self._clock
+        tokens_per_second = (step - self._clock_step) * self._tokens_per_step / seconds
+        waiting = (waited - self._waited) / seconds
+        self._clock, self._clock_step, self._waited = now, step, waited
+        values |= {"tokens_per_second": tokens_per_second, "waiting_for_data": waiting}
+        mfu = model_flops_utilization(tokens_per_second, self._flops_per_token, jax.device_count(), self._peak)
+        if mfu is not None:
+            values["mfu"] = mfu
+        self._writer.write(step, "train", values)
+        self._progress.report(step, loss=values["loss"], tokens_per_second=tokens_per_second, mfu=mfu, waiting=waiting)
+
+    def validation(self, step: int, scores: dict[str, float]) -> None:
+        """Writes validation metrics and redraws the curves in the background."""
+        self._writer.write(step, "validation", scores)
+        self.validation_history.append({"step": step, "split": "validation", **scores})
+        self._progress.report(step, validation_loss=scores["loss"])
+        if self._painting is None or self._painting.done():
+            self._painting = self._painter.submit(self._paint)
+
+    def pause(self, step: int) -> None:
+        """Takes what happened since the last step (evaluation, a save) out of the speed shown."""
+        self._restart_clock(step)
+
+    def _restart_clock(self, step: int) -> None:
+        self._clock, self._clock_step, self._waited = time.perf_counter(), step, self._loader.seconds_waited
+
+    def _paint(self) -> None:
+        try:
+            plot_losses(Path(self._directory.metrics), Path(self._directory.loss_plot))
+        except Exception as error:  # A picture must not end a run.
+            logging.warning("loss.png could not be drawn: %r", error)

@@ -1,0 +1,145 @@
+"""From an experiment to everything its training step needs, without making a single parameter."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from t5x_like.data.build import DataConfig
+from t5x_like.errors import UserError
+from t5x_like.models.losses import Batch
+from t5x_like.models.transformer import DecoderConfig
+from t5x_like.sharding.logical import partition_spec
+from t5x_like.sharding.mesh import describe_mesh
+from t5x_like.training.experiment import Experiment
+from t5x_like.training.flops import model_flops_per_token
+from t5x_like.training.optimizers import build_optimizer, schedule_of
+from t5x_like.training.state import ModelSpec, TrainState, abstract_state, model_spec, state_factory
+from t5x_like.training.step import TrainStep, make_train_step
+
+
+class Job(NamedTuple):
+    """An experiment on a mesh.
+
+    Attributes:
+      model: the model's configuration, its vocabulary resolved.
+      mesh: devices by axis.
+      spec: structure, shapes and logical axes of the parameters.
+      create_state: makes the state of step 0.
+      state: shapes and shardings of the state.
+      batch: shapes and shardings of a batch.
+      train_step: (state, batch) -> (state, metrics), not yet compiled.
+      schedule: step -> learning rate.
+    """
+
+    model: DecoderConfig
+    mesh: Mesh
+    spec: ModelSpec
+    create_state: Callable[[], TrainState]
+    state: TrainState
+    batch: Batch
+    train_step: TrainStep
+    schedule: optax.Schedule
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(array.size for array in jax.tree.leaves(self.spec.params))
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Model FLOPs of training on one token; see `training.flops`."""
+        params, attention = self.spec.params, self.model.stack.block.attention
+        in_layers = sum(
+            array.size
+            for path, array in jax.tree.leaves_with_path(params["stack"]["layers"])
+            if path[-1].key == "kernel"
+        )
+        return model_flops_per_token(
+            in_layers + self.model.vocab_size * self.model.d_model,
+            num_layers=self.model.stack.num_layers,
+            num_heads=attention.num_heads,
+            head_dim=attention.head_size(self.model.d_model),
+            sequence_length=sequence_length,
+        )
+
+    def describe(self, sequence_length: int) -> str:
+        flops = f"{self.flops_per_token(sequence_length) / 1e6:,.1f} million FLOPs per token"
+        return f"{self.num_parameters:,} parameters, {flops}; mesh: {describe_mesh(self.mesh)}"
+
+
+def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
+    """Checks that model, data and mesh fit together, and derives all shapes and shardings.
+
+    Args:
+      experiment: the run's configuration.
+      mesh: see `sharding.mesh.build_mesh`.
+      vocab_size: of the tokenizer.
+    """
+    check_mesh(experiment, mesh)
+    run = experiment.run
+    model = with_vocabulary(experiment.model, vocab_size)
+    spec = model_spec(model)
+    optimizer = build_optimizer(experiment.optimizer, spec.axes, run.steps)
+    create = state_factory(model, optimizer, seed=run.seed, use_ema=run.ema_decay is not None)
+    schedule = schedule_of(experiment.optimizer, run.steps)
+    step = make_train_step(
+        spec.graphdef,
+        optimizer,
+        schedule,
+        run.loss,
+        seed=run.seed,
+        num_microbatches=run.num_microbatches,
+        ema_decay=run.ema_decay,
+    )
+    state = abstract_state(create, spec.axes, mesh)
+    return Job(model, mesh, spec, create, state, batch_target(experiment.data, mesh), step, schedule)
+
+
+def compile_step(job: Job) -> TrainStep:
+    """The one compiled program of a run; its state argument is donated, and any other shape is an error."""
+    out_shardings = (jax.tree.map(lambda a: a.sharding, job.state), None)
+    step = jax.jit(job.train_step, donate_argnums=0, out_shardings=out_shardings)
+    with jax.set_mesh(job.mesh):
+        return step.lower(job.state, job.batch).compile()
+
+
+def batch_target(data: DataConfig, mesh: Mesh) -> Batch:
+    """Shapes and shardings of a batch on the mesh."""
+    shape = (data.batch_size, data.sequence_length)
+    sharding = NamedSharding(mesh, partition_spec(("batch", "length"), shape, mesh.shape))
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in data.features.items()}
+
+
+def with_vocabulary(model: DecoderConfig, vocab_size: int) -> DecoderConfig:
+    """The model with the tokenizer's vocabulary, or its own larger one."""
+    if model.vocab_size is None:
+        return dataclasses.replace(model, vocab_size=vocab_size)
+    if model.vocab_size < vocab_size:
+        raise UserError(
+            f"DecoderConfig.vocab_size is {model.vocab_size}, but the tokenizer has {vocab_size} tokens: "
+            "raise it, or leave it None to follow the tokenizer."
+        )
+    return model
+
+
+def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
+    """Refuses a batch or heads that the mesh cannot divide evenly."""
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, parts = experiment.data.batch_size, experiment.run.num_microbatches
+    unit = shares * parts
+    if rows % unit:
+        nearest = sorted({max(unit, rows // unit * unit), math.ceil(rows / unit) * unit})
+        shared = f"{shares} shares" + (f" of {parts} microbatches" if parts > 1 else "")
+        raise UserError(
+            f"DataConfig.batch_size ({rows}) cannot be divided into data x fsdp = {shared}: "
+            f"use {' or '.join(map(str, nearest))}, or another mesh."
+        )
+    heads, tensor = experiment.model.stack.block.attention.num_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        raise UserError(
+            f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
+            f"use a tensor axis that divides {heads}."
+        )

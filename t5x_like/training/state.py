@@ -1,0 +1,86 @@
+"""What training carries from step to step, and how it comes to be, sharded from its first byte."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from t5x_like.models.parameters import GraphDef, Params, logical_axes, split
+from t5x_like.models.transformer import Decoder, DecoderConfig
+from t5x_like.sharding.logical import shardings
+from t5x_like.training.optimizers import state_axes
+
+
+class TrainState(NamedTuple):
+    """A plain pytree: all that a checkpoint holds.
+
+    Random numbers and data are functions of `step` and the run's seed; they have no state of their own.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    ema: Params | None
+
+
+class ModelSpec(NamedTuple):
+    """A model without values: static structure, shapes and logical axes of its parameters."""
+
+    graphdef: GraphDef
+    params: Params
+    axes: Params
+
+
+def model_spec(config: DecoderConfig) -> ModelSpec:
+    """Traces the model's constructor; allocates nothing."""
+    spec = {}
+
+    def build(key: PRNGKeyArray) -> Params:
+        model = Decoder(config, key)
+        spec["graphdef"], params = split(model)
+        spec["axes"] = logical_axes(model)
+        return params
+
+    params = jax.eval_shape(build, jax.random.key(0))
+    return ModelSpec(spec["graphdef"], params, spec["axes"])
+
+
+def random_key(seed: int, stream: str, step: Int[Array, ""] | int = 0) -> PRNGKeyArray:
+    """The key of a named stream at a step; adding a stream never moves the others."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()) >> 1), step)
+
+
+def state_factory(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, *, seed: int, use_ema: bool
+) -> Callable[[], TrainState]:
+    """A function that makes the state of step 0 (trace it, or run it under `jax.jit` with out_shardings)."""
+
+    def create() -> TrainState:
+        params = split(Decoder(config, random_key(seed, "params")))[1]
+        # A copy: two leaves of a donated state must not share one buffer.
+        ema = jax.tree.map(jnp.copy, params) if use_ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+
+    return create
+
+
+def abstract_state(create: Callable[[], TrainState], axes: Params, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state on `mesh`: the target of initialisation and of every restore."""
+    shapes = jax.eval_shape(create)
+    placed = TrainState(
+        step=NamedSharding(mesh, PartitionSpec()),
+        params=shardings(axes, shapes.params, mesh),
+        opt_state=shardings(state_axes(shapes.opt_state, axes), shapes.opt_state, mesh),
+        ema=None if shapes.ema is None else shardings(axes, shapes.ema, mesh),
+    )
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placed)
+
+
+def initial_state(create: Callable[[], TrainState], target: TrainState) -> TrainState:
+    """The state of step 0, each device making only its shards; equal on every mesh."""
+    return jax.jit(create, out_shardings=jax.tree.map(lambda a: a.sharding, target))()

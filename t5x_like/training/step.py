@@ -1,0 +1,78 @@
+"""The training step: a pure function of the state and a batch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from t5x_like.models.losses import Batch, LossConfig, batch_loss
+from t5x_like.models.parameters import GraphDef
+from t5x_like.training.state import TrainState, random_key
+
+Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    graphdef: GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Array], Array],
+    loss: LossConfig,
+    *,
+    seed: int,
+    num_microbatches: int = 1,
+    ema_decay: float | None = None,
+) -> TrainStep:
+    """The update of one global batch; jit it once, with the state donated.
+
+    The gradient is that of (sum of token losses) / (sum of token weights) over the whole global batch, however it is
+    sharded or cut into microbatches.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1)
+        dropout_key = random_key(seed, "dropout", state.step)
+
+        def objective(params, microbatch, index):
+            key = jax.random.fold_in(dropout_key, index)
+            sums = batch_loss(loss, graphdef, params, microbatch, key)
+            return sums.objective / weight, sums
+
+        gradient = jax.grad(objective, has_aux=True)
+        if num_microbatches == 1:
+            grads, sums = gradient(state.params, batch, 0)
+        else:
+            add = lambda total, new: jax.tree.map(jnp.add, total, new)
+            accumulate = lambda total, part: (add(total, gradient(state.params, *part)), None)
+            parts = microbatches(batch, num_microbatches), jnp.arange(num_microbatches)
+            shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda a: a[0], parts))
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+            (grads, sums), _ = lax.scan(accumulate, zeros, parts)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
+        metrics = {
+            "loss": sums.loss / weight,
+            "z_loss": sums.z_loss / weight,
+            "accuracy": sums.correct / weight,
+            "num_tokens": sums.weight,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """[batch, ...] -> [count, batch / count, ...], row i of the batch in microbatch i % count.
+
+    Taking neighbours apart keeps every device's rows on that device.
+    """
+    return jax.tree.map(lambda a: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1), batch)

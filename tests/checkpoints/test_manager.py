@@ -1,0 +1,301 @@
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+from t5x_like.checkpoints import manager
+from t5x_like.checkpoints.manager import CheckpointConfig, Checkpoints
+from t5x_like.errors import UserError
+
+ALWAYS = CheckpointConfig(save_every_steps=1, keep_last=100)
+
+
+class State(NamedTuple):
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+    ema: dict | None
+
+
+def shardings(state, num_devices):
+    mesh = jax.make_mesh((num_devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:num_devices])
+    return jax.tree.map(
+        lambda x: NamedSharding(mesh, PartitionSpec("data") if x.ndim and x.shape[0] % 8 == 0 else PartitionSpec()),
+        state,
+    )
+
+
+def make_state(seed=0, num_devices=8, width=4):
+    """A state with every dtype that training has, its optimizer state included."""
+    rng = np.random.default_rng(seed)
+    params = {
+        "decoder": {
+            "kernel": jnp.asarray(rng.standard_normal((16, width)), jnp.float32),
+            "scale": jnp.asarray(rng.standard_normal((8, 3)), jnp.bfloat16),
+        },
+        "odd": jnp.asarray(rng.standard_normal(7), jnp.float32).at[0].set(jnp.nan),
+        "key": jnp.asarray(rng.integers(0, 2**32, 2, dtype=np.uint32)),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    state = State(jnp.int32(seed), params, optimizer.init(params), None)
+    return jax.device_put(state, shardings(state, num_devices))
+
+
+def abstract(state, num_devices=8):
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings(state, num_devices)
+    )
+
+
+def assert_same_bits(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
+def test_restores_every_bit_on_any_mesh(tmp_path, num_devices):
+    state = make_state(seed=3)
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    checkpoints.save(3, state)
+    checkpoints.close()
+    target = abstract(state, num_devices)
+    restored = Checkpoints(tmp_path, ALWAYS).restore(target)
+    assert_same_bits(restored, state)
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, t: x.sharding == t.sharding, restored, target)))
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_a_reader_that_is_not_ours_sees_plain_nested_dicts(tmp_path):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    checkpoints.save(1, state, force=True)
+    tree = ocp.load(tmp_path / "1")
+    assert_same_bits(tree["params"], state.params)
+    assert_same_bits(tree["opt_state"]["1"]["0"]["mu"], state.opt_state[1][0].mu)
+
+
+def test_steps_may_donate_the_state_while_it_is_written(tmp_path):
+    create = jax.jit(lambda: {f"array_{i}": jnp.full((256, 1024), i, jnp.float32) for i in range(8)})
+    train_step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 100, tree), donate_argnums=0)
+    checkpoints, state = Checkpoints(tmp_path, ALWAYS), create()
+    for step in range(5):
+        saved = state
+        checkpoints.save(step, saved)
+        state = train_step(saved)
+        assert saved["array_1"].is_deleted(), "the step had to copy what the save holds"
+    checkpoints.close()
+    for step in range(5):
+        restored = checkpoints.restore(jax.eval_shape(create), step)
+        expected = {f"array_{i}": np.full((256, 1024), i + 100 * step, np.float32) for i in range(8)}
+        assert_same_bits(restored, expected)
+
+
+def test_saves_on_schedule_and_when_forced(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_steps=3, keep_last=9))
+    for step in range(1, 8):
+        checkpoints.save(step, {"x": jnp.ones(2)})
+    checkpoints.save(7, {"x": jnp.ones(2)}, force=True)
+    assert checkpoints.steps() == [3, 6, 7]
+
+
+def test_a_synchronous_save_is_complete_on_return(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_steps=1, asynchronous=False))
+    checkpoints.save(1, {"x": jnp.ones(2)})
+    assert checkpoints.steps() == [1]
+
+
+@pytest.mark.parametrize(("mode", "best", "kept"), [("min", 2, [1, 2, 5, 6]), ("max", 4, [3, 4, 5, 6])])
+def test_keeps_the_newest_and_the_best(tmp_path, mode, best, kept):
+    config = CheckpointConfig(save_every_steps=1, keep_last=2, keep_best=2, best_mode=mode)
+    checkpoints = Checkpoints(tmp_path, config)
+    for step, loss in enumerate([1.0, 0.5, 3.0, 4.0, float("nan"), None], start=1):
+        checkpoints.save(step, {"x": jnp.ones(2)}, metrics=None if loss is None else {"loss": loss})
+    checkpoints.wait()
+    assert checkpoints.steps() == kept
+    assert (checkpoints.best_step(), checkpoints.latest_step()) == (best, 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [str(step) for step in kept]
+
+
+def test_manifest_and_metrics_come_back_with_their_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    manifests = [{"config": f"{i}", "versions": {"jax": jax.__version__}, "list": [1, None]} for i in range(2)]
+    for step, manifest in enumerate(manifests):
+        checkpoints.save(step, {"x": jnp.ones(2)}, metrics={"loss": jnp.float32(0.1)}, manifest=manifest)
+    checkpoints.wait()
+    assert [checkpoints.manifest(step) for step in (0, 1)] == manifests
+    assert checkpoints.manifest() == manifests[1]
+    assert checkpoints.metrics(0) == {"loss": float(np.float32(0.1))}
+
+
+def test_restores_a_part_by_name(tmp_path):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    checkpoints.save(1, state, force=True)
+    target = jax.eval_shape(lambda: {"params": state.params})  # No shardings: the first device.
+    restored = checkpoints.restore(target, partial=True)
+    assert_same_bits(restored["params"], state.params)
+    assert restored["params"]["odd"].devices() == {jax.local_devices()[0]}
+    assert {name[0] for name in checkpoints.arrays()} == {"step", "params", "opt_state"}
+    with pytest.raises(UserError, match=r"opt_state/1/0/count: saved int32.., needed nothing"):
+        checkpoints.restore(target)
+
+
+def test_a_changed_model_is_refused_with_the_differences(tmp_path):
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    checkpoints.save(1, make_state(width=4), force=True)
+    with pytest.raises(UserError) as wider:
+        checkpoints.restore(abstract(make_state(width=5)))
+    message = str(wider.value)
+    assert f"{tmp_path}/1 does not fit" in message
+    assert "params/decoder/kernel: saved float32[16, 4], needed float32[16, 5]" in message
+    assert "operative_config.gin" in message
+    other = abstract(make_state())
+    other.params["extra"] = other.params.pop("odd")
+    other.params["key"] = jax.ShapeDtypeStruct((2,), jnp.int32)
+    with pytest.raises(UserError) as renamed:
+        checkpoints.restore(other)
+    for line in (
+        "params/extra: saved nothing, needed float32[7]",
+        "params/odd: saved float32[7], needed nothing",
+        "params/key: saved uint32[2], needed int32[2]",
+    ):
+        assert line in str(renamed.value)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "none", ALWAYS)
+    assert checkpoints.steps() == []
+    assert (checkpoints.latest_step(), checkpoints.best_step()) == (None, None)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        checkpoints.restore({})
+    assert not (tmp_path / "none").exists()
+    for step in (1, 4):
+        checkpoints.save(step, {"x": jnp.ones(2)}, force=True)
+    with pytest.raises(UserError, match=r"no checkpoint of step 2 .* choose one of 1, 4"):
+        checkpoints.restore({}, step=2)
+
+
+KILLED_WHILE_SAVING = """
+import sys, time
+import jax.numpy as jnp
+from t5x_like.checkpoints.manager import CheckpointConfig, Checkpoints
+checkpoints = Checkpoints(sys.argv[1], CheckpointConfig(save_every_steps=1))
+state = {f"array_{i}": jnp.full((1024, 1024), i, jnp.float32) for i in range(64)}
+checkpoints.save(1, state)
+checkpoints.wait()
+checkpoints.save(2, state)
+print("saving", flush=True)
+time.sleep(60)
+"""
+
+
+def test_kill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED_WHILE_SAVING, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "saving\n"
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "2.orbax-checkpoint-tmp").exists(), "the kill came too late to test anything"
+    # What a kill during the deletion of an old checkpoint leaves.
+    (tmp_path / "0.deleted").mkdir()
+
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    assert checkpoints.steps() == [1]
+    restored = checkpoints.restore({"array_5": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}, partial=True)
+    assert (np.asarray(restored["array_5"]) == 5).all()
+    checkpoints.save(2, {"x": jnp.ones(2)}, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+@pytest.fixture
+def small_files():
+    """A function that limits the size of files that this process can write, or (None) lifts the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_failed_writes_are_reported_and_the_next_save_succeeds(tmp_path, caplog, small_files):
+    state = {"x": jnp.arange(1 << 18, dtype=jnp.float32)}
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_steps=1, keep_last=1))
+    checkpoints.save(1, state, force=True)
+    small_files(100_000)
+    for failures, step in enumerate((2, 3), start=1):
+        checkpoints.save(step, state)
+        checkpoints.wait()
+        assert checkpoints.failures == failures
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    with pytest.raises(UserError, match=r"Step 4 could not be saved.*File too large.*continues from step 1"):
+        checkpoints.save(4, state, force=True)
+    small_files(None)
+    assert_same_bits(checkpoints.restore(jax.eval_shape(lambda: state)), state)
+
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3, "one message for each failure, and none of Orbax's tracebacks"
+    assert "Step 2 could not be saved" in messages[0]
+    assert "File too large" in messages[0]
+
+    checkpoints.save(5, state)
+    checkpoints.wait()
+    assert (checkpoints.steps(), checkpoints.failures) == ([5], 0)
+
+
+def test_a_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
+    state = {"x": jnp.ones(1 << 20)}
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(manager.shutil, "disk_usage", lambda path: usage._replace(free=4_000_000))
+    checkpoints.save(1, state)
+    assert checkpoints.failures == 1
+    with pytest.raises(UserError, match=r"needs 4\.2 MB and the disk has 4\.0 MB free.*from the start"):
+        checkpoints.save(2, state, force=True)
+    monkeypatch.undo()
+    checkpoints.save(3, state, force=True)
+    assert (checkpoints.steps(), checkpoints.failures) == ([3], 0)
+
+
+def test_a_directory_that_cannot_be_made_does_not_stop_training(tmp_path):
+    (tmp_path / "file").touch()
+    checkpoints = Checkpoints(tmp_path / "file" / "checkpoints", ALWAYS)
+    checkpoints.save(1, {"x": jnp.ones(2)})
+    checkpoints.close()
+    assert checkpoints.failures == 1
+
+
+def test_a_save_leaves_the_caller_free_while_it_writes(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    finish = checkpoints._finish
+    monkeypatch.setattr(checkpoints, "_finish", lambda *args: (time.sleep(1), finish(*args)))
+    start = time.perf_counter()
+    checkpoints.save(1, {"x": jnp.ones(2)})
+    assert time.perf_counter() - start < 0.9
+    checkpoints.save(2, {"x": jnp.ones(2)})
+    assert checkpoints.steps()[0] == 1, "the second save waits for the first"
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 2]
+
+
+@pytest.mark.parametrize("field", ["save_every_steps", "keep_last", "keep_best"])
+def test_senseless_configurations_are_refused(field):
+    with pytest.raises(UserError, match=rf"CheckpointConfig\.{field} is -1"):
+        CheckpointConfig(**{field: -1})
+
+
+def test_the_record_is_json(tmp_path):
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    checkpoints.save(1, {"x": jnp.ones(2)}, metrics={"loss": 1.5}, manifest={"a": "b"}, force=True)
+    record = json.loads((tmp_path / "1" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    assert record == {"metrics": {"loss": 1.5}, "manifest": {"a": "b"}}

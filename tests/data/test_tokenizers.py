@@ -1,0 +1,110 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5x_like.data.tokenizers import (
+    ByteTokenizerConfig,
+    CharacterTokenizer,
+    CharacterTokenizerConfig,
+    WordTokenizer,
+    WordTokenizerConfig,
+    cut,
+    sample,
+)
+from t5x_like.errors import UserError
+
+TEXT = st.text(st.characters(codec="utf-8"))
+
+
+@dataclasses.dataclass
+class Texts:
+    """Documents of a test: the last is validation."""
+
+    texts: list[str]
+
+    def train(self):
+        return iter(self.texts[:-1])
+
+    def all(self):
+        return iter(self.texts)
+
+
+@given(TEXT)
+def test_bytes_are_numbered_as_in_byt5(text):
+    tokenizer = ByteTokenizerConfig().build(Texts([]))
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    # The example of the ByT5 documentation: bytes plus three special ids.
+    assert ids.tolist() == [byte + 3 for byte in text.encode("utf-8")]
+    assert tokenizer.decode([0, *ids, 1, 2, 300]) == text
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.vocab_size) == (0, 1, 259)
+
+
+@given(st.lists(TEXT.filter(len), min_size=1))
+def test_characters_are_nanogpts(texts):
+    tokenizer = CharacterTokenizerConfig().build(Texts(texts))
+    whole = "".join(texts)
+    # nanoGPT, data/shakespeare_char/prepare.py.
+    chars = sorted(set(whole))
+    stoi = {ch: i for i, ch in enumerate(chars)}
+    assert tokenizer.vocab_size == len(chars)
+    assert tokenizer.encode(whole).tolist() == [stoi[c] for c in whole]
+    assert tokenizer.decode(tokenizer.encode(whole)) == whole
+    assert tokenizer.eos_id is tokenizer.bos_id is tokenizer.pad_id is None
+
+
+@pytest.mark.parametrize("text", ["abz", "a\U0001f600b", "A"])
+def test_unknown_characters_are_named(text):
+    unknown = next(character for character in text if character not in "abc")
+    with pytest.raises(UserError) as error:
+        CharacterTokenizer("abc").encode(text)
+    assert repr(unknown) in str(error.value)
+
+
+def test_words_by_frequency_then_alphabet():
+    documents = Texts(["b a b a a a c", "validation words do not count"])
+    tokenizer = WordTokenizerConfig(vocab_size=6).build(documents)
+    assert tokenizer.words == (" a", " b", " c")
+    assert tokenizer.encode("c a d b").tolist() == [2, 3, 2, 4]
+    assert tokenizer.decode([0, 3, 2, 5, 1, 99]) == " a<unk> c"
+
+
+@given(TEXT)
+def test_known_words_lose_nothing(text):
+    tokenizer = WordTokenizer(sorted({word for _, word in cut(text, 1)} | set(_words(text))))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def _words(text):
+    from t5x_like.data import tokenizers
+
+    return tokenizers._WORD.findall(text)
+
+
+def test_more_words_than_there_are():
+    with pytest.raises(UserError, match="larger than the corpus allows: set it to 5 or less"):
+        WordTokenizerConfig(vocab_size=6).build(Texts(["a b", ""]))
+    assert WordTokenizerConfig(vocab_size=5).build(Texts(["a b", ""])).vocab_size == 5
+
+
+@given(st.text("ab\n"), st.integers(1, 9))
+def test_cut_keeps_everything_within_the_size(text, size):
+    pieces = list(cut(text, size))
+    assert "".join(piece for _, piece in pieces) == text
+    assert all(0 < len(piece) <= size and text.startswith(piece, start) for start, piece in pieces)
+    # A cut within a line only where the line is longer than a piece.
+    assert all(piece.endswith("\n") or len(piece) == size for _, piece in pieces[:-1])
+
+
+def test_sample_is_bounded_and_from_everywhere():
+    texts = [f"{i:04}\n" * 10 for i in range(1000)]
+    part = sample(texts, 5000, piece=50)
+    assert 2500 <= sum(map(len, part)) <= 5000
+    numbers = [int(text[:4]) for text in part]
+    assert len(set(np.diff(numbers))) == 1
+    assert numbers[0] == 0
+    assert numbers[-1] > 900
+    assert sample(texts, 10**6, piece=50) == texts

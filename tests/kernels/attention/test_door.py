@@ -1,0 +1,82 @@
+"""The door: which backend runs, what it says, and what it refuses."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5x_like.errors import UserError
+from t5x_like.kernels.attention import MaskSpec, attention, door
+
+Q = K = V = jnp.ones((2, 3, 4, 8))
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    said = []
+    monkeypatch.setattr(door.logging, "info", said.append)
+    door._log_once.cache_clear()
+    return said
+
+
+@pytest.fixture
+def picky(monkeypatch):
+    """A backend, preferred to the reference, that has no soft-cap and answers 7."""
+    backend = door.Backend(
+        run=lambda call: jnp.full(call.q.shape, 7.0),
+        refusal=lambda call: None if call.soft_cap is None else "it has no soft-cap",
+    )
+    monkeypatch.setattr(door, "BACKENDS", {"picky": backend, **door.BACKENDS})
+
+
+def test_auto_takes_the_first_that_can(picky, messages):
+    assert attention(Q, K, V)[0, 0, 0, 0] == 7
+    assert attention(Q, K, V, soft_cap=2.0)[0, 0, 0, 0] == 1
+    assert "picky" in messages[0]
+    assert "reference" in messages[1]
+    assert "picky because it has no soft-cap" in messages[1]
+
+
+def test_a_choice_is_logged_once(messages):
+    for _ in range(3):
+        attention(Q, K, V, backend="reference")
+    assert messages == ["attention: reference, as asked for."]
+
+
+def test_a_named_backend_refuses_instead_of_falling_back(picky):
+    with pytest.raises(UserError, match=r"'picky' cannot, because it has no soft-cap\. Use reference"):
+        attention(Q, K, V, soft_cap=2.0, backend="picky")
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(UserError, match="no backend 'flash': choose from auto, reference"):
+        attention(Q, K, V, backend="flash")
+
+
+IDS = jnp.ones((2, 3), jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": jnp.ones((2, 3, 3, 8)), "v": jnp.ones((2, 3, 3, 8))}, "4 query heads cannot share 3 key heads"),
+        ({"v": jnp.ones((2, 5, 4, 8))}, "v (2, 5, 4, 8) do not fit"),
+        ({"k": jnp.ones((1, 3, 4, 8)), "v": jnp.ones((1, 3, 4, 8))}, "do not fit"),
+        ({"q": jnp.ones((2, 3, 32))}, "do not fit"),
+        ({"segment_ids": (IDS, IDS[:, :2])}, "segment_ids of the keys have shape (2, 2)"),
+        ({"segment_ids": (IDS[:1], IDS)}, "segment_ids of the queries have shape (1, 3)"),
+        ({"positions": (IDS[0], IDS)}, "positions of the queries have shape (3,)"),
+        ({"dropout_rate": 0.5}, "needs a dropout_key"),
+        ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        attention(**{"q": Q, "k": K, "v": V, **arguments})
+
+
+def test_default_positions_count_from_zero():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 4, 8)).astype(np.float32)
+    given = attention(q, k, v, mask=MaskSpec(causal=True), positions=(np.arange(3)[None], np.arange(3)[None]))
+    np.testing.assert_array_equal(given, attention(q, k, v, mask=MaskSpec(causal=True)))
