@@ -8,7 +8,6 @@ record (metrics, manifest) that is committed with them. The list of checkpoints 
 Whatever kills the process, the list holds only complete checkpoints, and the next save sweeps the leftovers.
 """
 
-import errno
 import logging as standard_logging
 import math
 import os
@@ -260,7 +259,7 @@ class Checkpoints:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
         if needed > free:
-            raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free")
+            raise OSError(f"it needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free")
 
     def _prune(self) -> None:
         steps = self.steps()

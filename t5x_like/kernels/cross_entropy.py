@@ -120,13 +120,18 @@ def mean_squared_error(
 
 
 def _cross_entropy_of_logits(logits, is_label, *, z_loss: float, label_smoothing: float) -> _TokenLosses:
-    label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=1)
-    log_sum_exp = jax.nn.logsumexp(logits, axis=1)
-    loss = log_sum_exp - (1 - label_smoothing) * label_logit - label_smoothing * logits.mean(axis=1)
-    target = jnp.where(is_label, 1 - label_smoothing, 0) + label_smoothing / logits.shape[1]
-    softmax = jnp.exp(logits - log_sum_exp[:, None])
-    gradient = softmax * (1 + 2 * z_loss * log_sum_exp)[:, None] - target
-    return _TokenLosses(loss, z_loss * jnp.square(log_sum_exp), gradient)
+    largest = logits.max(axis=1, keepdims=True)
+    exponentials = jnp.exp(logits - largest)
+    total = exponentials.sum(axis=1, keepdims=True)
+    log_sum_exp = (jnp.log(total) + largest)[:, 0]
+
+    expected_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=1)
+    target = is_label.astype(jnp.float32)
+    if label_smoothing:
+        expected_logit = (1 - label_smoothing) * expected_logit + label_smoothing * logits.mean(axis=1)
+        target = (1 - label_smoothing) * target + label_smoothing / logits.shape[1]
+    gradient = exponentials * ((1 + 2 * z_loss * log_sum_exp)[:, None] / total) - target
+    return _TokenLosses(log_sum_exp - expected_logit, z_loss * jnp.square(log_sum_exp), gradient)
 
 
 def _squared_error_of_logits(logits, is_label, *, label_weight: float, label_value: float) -> _TokenLosses:

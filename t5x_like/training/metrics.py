@@ -162,7 +162,7 @@ class WandbWriter:
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields every complete line with the record that it holds."""
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

@@ -165,7 +165,7 @@ class Progress:
 
 
 def _short(number: float) -> str:
-    """Returns a number with three digits and a unit: 950, 12.3k, 1.20M."""
+    """Returns a number with three digits and a unit: 950, 12.3k, 1.2M."""
     for unit in ("", "k", "M"):
         if number < 999.5:
             return f"{number:.3g}{unit}"

@@ -62,7 +62,7 @@ def make_train_step(
             "z_loss": sums.z_loss / weight,
             "accuracy": sums.correct / weight,
             "num_tokens": sums.weight,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics

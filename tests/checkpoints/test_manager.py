@@ -118,15 +118,15 @@ def test_a_synchronous_save_is_complete_on_return(tmp_path):
     assert checkpoints.steps() == [1]
 
 
-@pytest.mark.parametrize(("mode", "best", "kept"), [("min", 2, [1, 2, 5, 6]), ("max", 4, [3, 4, 5, 6])])
+@pytest.mark.parametrize(("mode", "best", "kept"), [("min", 3, [2, 3, 6, 7]), ("max", 5, [4, 5, 6, 7])])
 def test_keeps_the_newest_and_the_best(tmp_path, mode, best, kept):
     config = CheckpointConfig(save_every_steps=1, keep_last=2, keep_best=2, best_mode=mode)
     checkpoints = Checkpoints(tmp_path, config)
-    for step, loss in enumerate([1.0, 0.5, 3.0, 4.0, float("nan"), None], start=1):
+    for step, loss in enumerate([float("nan"), 1.0, 0.5, 3.0, 4.0, None, None], start=1):
         checkpoints.save(step, {"x": jnp.ones(2)}, metrics=None if loss is None else {"loss": loss})
     checkpoints.wait()
     assert checkpoints.steps() == kept
-    assert (checkpoints.best_step(), checkpoints.latest_step()) == (best, 6)
+    assert (checkpoints.best_step(), checkpoints.latest_step()) == (best, 7)
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(step) for step in kept]
 
 

@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5x_like.decoding.cache import attend_cached, empty_cache
+from t5x_like.decoding.generate import generate
+from t5x_like.decoding.sampling import Sampling, restrict, sample
+from t5x_like.errors import UserError
+from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.parameters import merge, split
+from t5x_like.models.positions import LearnedPositionsConfig
+from t5x_like.models.transformer import Decoder
+from tests import toy
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module", params=["scanned", "unrolled_learned_grouped"])
+def decoder(request):
+    config = toy.model(vocab_size=toy.VOCAB)
+    if request.param != "scanned":
+        attention = AttentionConfig(num_heads=4, num_kv_heads=2)
+        block = config.stack.block.__class__(attention=attention, feedforward=config.stack.block.feedforward)
+        stack = config.stack.__class__(num_layers=2, block=block, scan_layers=False)
+        config = toy.model(vocab_size=toy.VOCAB, stack=stack, positions=LearnedPositionsConfig(max_length=32))
+    # Larger weights than usual: untrained models are nearly indifferent between tokens.
+    model = Decoder(config, jax.random.key(0))
+    graphdef, params = split(model)
+    return graphdef, jax.tree.map(lambda a: a * 4 if a.ndim > 1 else a, params)
+
+
+def rebuild(decoder):
+    return merge(*decoder)
+
+
+def test_reading_in_parts_through_the_cache_is_reading_at_once(decoder):
+    model = rebuild(decoder)
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, toy.VOCAB)
+    whole = model(tokens)[0]
+    cache, parts = empty_cache(model.config, 2, 12), []
+    for begin, end in ((0, 5), (5, 6), (6, 9)):
+        positions = jnp.broadcast_to(jnp.arange(begin, end), (2, end - begin))
+        attend = attend_cached(jnp.int32(begin), jnp.zeros(2, jnp.int32), 12)
+        hidden, cache = model(tokens[:, begin:end], positions=positions, attend=attend, states=cache)
+        parts.append(hidden)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def plain_greedy(model, prompt, count):
+    tokens = list(prompt)
+    for _ in range(count):
+        hidden = model(jnp.asarray(tokens)[None])[0]
+        tokens.append(int(jnp.argmax(model.logits(hidden[:, -1]))))
+    return tokens[len(prompt) :]
+
+
+def test_greedy_text_equals_the_plain_loop_for_every_prompt_of_a_batch(decoder):
+    model, prompts = rebuild(decoder), [[3], [5, 9, 2, 40], [7, 7]]
+    texts = generate(*decoder, prompts, max_new_tokens=8, context_length=32, sampling=GREEDY)
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text.tolist() == plain_greedy(model, prompt, 8)
+
+
+def test_a_text_ends_before_its_end_token(decoder):
+    prompt = [5, 9, 2, 40]
+    plain = generate(*decoder, [prompt], max_new_tokens=8, context_length=32, sampling=GREEDY)[0].tolist()
+    end = plain[3]
+    texts = generate(*decoder, [prompt, [3]], max_new_tokens=8, context_length=32, sampling=GREEDY, eos_id=end)
+    assert texts[0].tolist() == plain[: plain.index(end)]
+
+
+def test_texts_may_outgrow_the_context(decoder):
+    model = rebuild(decoder)
+    text = generate(*decoder, [[5, 9, 2]], max_new_tokens=40, context_length=16, sampling=GREEDY)[0].tolist()
+    assert len(text) == 40
+    whole = [5, 9, 2, *text]
+    assert text[:13] == plain_greedy(model, [5, 9, 2], 13)
+    # Then the last half of the context is read again, and generation goes on from there.
+    assert whole[16:24] == plain_greedy(model, whole[8:16], 8)
+    long = generate(*decoder, [list(range(30))], max_new_tokens=3, context_length=16, sampling=GREEDY)[0].tolist()
+    assert long == plain_greedy(model, list(range(22, 30)), 3)
+
+
+def test_a_seed_decides_the_text(decoder):
+    draw = lambda seed: generate(*decoder, [[3]], max_new_tokens=16, context_length=32, sampling=Sampling(), seed=seed)[
+        0
+    ].tolist()
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+
+
+def test_an_empty_prompt_is_refused(decoder):
+    with pytest.raises(UserError, match="prompt has no tokens"):
+        generate(*decoder, [[]], max_new_tokens=2, context_length=8, sampling=GREEDY)
+
+
+def allowed(logits, sampling):
+    return [set(np.flatnonzero(np.isfinite(row))) for row in np.asarray(restrict(jnp.asarray(logits), sampling))]
+
+
+def test_top_k_and_top_p_keep_the_most_likely_tokens():
+    logits = np.log(np.array([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]], np.float32))
+    assert allowed(logits, Sampling(top_k=2)) == [{0, 1}, {2, 3}]
+    assert allowed(logits, Sampling(top_p=0.7)) == [{0, 1}, {2, 3}]
+    assert allowed(logits, Sampling(top_p=0.76)) == [{0, 1, 2}, {1, 2, 3}]
+    assert allowed(logits, Sampling(top_p=1e-6)) == [{0}, {3}]
+    assert allowed(logits, Sampling(top_k=99)) == [{0, 1, 2, 3}] * 2
+    # Top-p acts on what top-k left: two thirds and a third, and 0.43 and 0.57.
+    assert allowed(logits, Sampling(top_k=2, top_p=0.6)) == [{0}, {2, 3}]
+
+
+def test_draws_follow_the_probabilities():
+    probabilities = np.array([0.5, 0.25, 0.2, 0.05])
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities)), (20_000, 4))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    counts = np.bincount(sample(logits, keys, Sampling()), minlength=4) / 20_000
+    np.testing.assert_allclose(counts, probabilities, atol=0.012)
+    sharper = np.bincount(sample(logits, keys, Sampling(temperature=0.5)), minlength=4) / 20_000
+    np.testing.assert_allclose(sharper, probabilities**2 / np.sum(probabilities**2), atol=0.012)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_impossible_sampling_is_refused(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        Sampling(**bad)
