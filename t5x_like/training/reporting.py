@@ -12,7 +12,7 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.loader import Loader
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import model_flops_utilization, peak_flops_per_second
-from t5x_like.training.metrics import MetricsWriter, open_side_writers, read_metrics
+from t5x_like.training.metrics import METRICS_FILE, MetricsWriter, open_side_writers, read_metrics
 from t5x_like.training.plots import plot_losses
 from t5x_like.training.progress import Progress
 from t5x_like.training.step import Metrics
@@ -49,7 +49,7 @@ class Reporter:
         self._painting: Future[None] | None = None
         self._loader: Loader | None = None
         self._pending: tuple[int, Metrics] | None = None
-        records = read_metrics(directory.metrics)
+        records = read_metrics(path / METRICS_FILE)
         self.validation_history = [record for record in records if record["split"] == "validation"]
 
     def __enter__(self) -> Self:
