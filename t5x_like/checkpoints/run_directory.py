@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TextIO
 
 from absl import logging
-from etils import epath
 
 from t5x_like.errors import UserError
 
@@ -17,7 +16,7 @@ LOCK = "run.lock"
 
 
 class RunDirectory:
-    """Where a run's files are, on a local disk or under `gs://`.
+    """Where a run's files are, on a local or mounted disk.
 
     Attributes:
       path: MODEL_DIR itself.
@@ -31,13 +30,13 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = epath.Path(path)
+        self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.loss_plot = self.path / "loss.png"
         self.operative_config = self.path / "operative_config.gin"
         self.config = self.path / "config.json"
-        self.data = Path(self.path) / "data"
+        self.data = self.path / "data"
         self.tensorboard = self.path / "tensorboard"
 
     def require(self) -> None:
@@ -69,7 +68,7 @@ class RunDirectory:
     def writing(self) -> Iterator[None]:
         """Creates the directory if need be and holds its lock; for the one process that writes (process 0 of several).
 
-        The lock ends with the process, however that ends. Object stores have none.
+        The lock ends with the process, however that ends.
 
         Raises:
           UserError: if the directory cannot be written, holds something else, or another process writes to it.
@@ -77,8 +76,7 @@ class RunDirectory:
         with contextlib.ExitStack() as stack:
             try:
                 self._create()
-                if _is_local(self.path):
-                    _lock(stack.enter_context(open(self.path / LOCK, "a+")))
+                _lock(stack.enter_context(open(self.path / LOCK, "a+")))
             except OSError as error:
                 raise UserError(
                     f"MODEL_DIR {self.path} cannot be written ({error.strerror}): choose one where you may write."
@@ -86,6 +84,8 @@ class RunDirectory:
             yield
 
     def _create(self) -> None:
+        if ":/" in str(self.path):
+            raise UserError(f"MODEL_DIR {self.path} is no directory of this machine: choose a local or mounted one.")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"MODEL_DIR {self.path} is a file: choose a directory.")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -99,11 +99,8 @@ class RunDirectory:
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Replaces a file at once: readers, and whoever comes after a crash, see the old content or the new one, whole."""
-    path = epath.Path(path)
+    path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    if not _is_local(path):
-        path.write_bytes(data)  # An object appears when it is complete.
-        return
     # A fixed name: the run has one writer, so a kill leaves at most one leftover, which the next write replaces.
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
@@ -111,10 +108,6 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
 
 
 def _lock(file: TextIO) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 
 import t5x_like
+from t5x_like.checkpoints.run_directory import write_atomic
 from t5x_like.config.bindings import Bindings, Reference, macros_in, unparse
 from t5x_like.config.resolve import Config, Node, has_objects
 from t5x_like.errors import UserError
@@ -113,11 +113,9 @@ def save_run_config(directory: str | Path, config: Config, experiment: Any) -> N
         "config.json": json.dumps(description, indent=2) + "\n",
     }
     try:
-        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+        Path(directory).mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            temporary = epath.Path(directory) / f"{name}.writing"
-            temporary.write_text(text)
-            temporary.replace(epath.Path(directory) / name)
+            write_atomic(Path(directory) / name, text)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error}") from error
 

@@ -143,7 +143,7 @@ class Decoder(Module):
         return x.astype(self.config.dtype)
 
     def output_embedding(self) -> Float[Array, "vocab embed"]:
-        """The output projection: logits are `hidden @ output_embedding().T`."""
+        """The output projection, by whose transpose hidden vectors become logits."""
         return (self.embedding if self.head is None else self.head)[...]
 
     def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:

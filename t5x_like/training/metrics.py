@@ -8,7 +8,6 @@ checkpoint is removed when it is resumed.
 import importlib.util
 import json
 import math
-import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 from absl import logging
 
+from t5x_like.checkpoints.run_directory import write_atomic
 from t5x_like.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -179,9 +179,7 @@ def _remove_records_after(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [line + "\n" for line, record in _records(path) if 0 < last_step >= record["step"]]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomic(path, "".join(kept))
 
 
 def _json_number(value: float) -> float | int | None:

@@ -1,12 +1,13 @@
 """`loss.png`: the curves of a run."""
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from t5x_like.checkpoints.run_directory import write_atomic
 from t5x_like.training.metrics import read_metrics
 
 TRAIN, VALIDATION = "#4878a8", "#d1602f"
@@ -35,9 +36,9 @@ def plot_losses(metrics_path: Path, png_path: Path) -> None:
     _draw_train(axes, *curves["train"])
     _draw_validation(axes, *curves["validation"])
     _decorate(axes, np.concatenate([losses for _, losses in curves.values()]))
-    temporary = png_path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, png_path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_atomic(png_path, png.getvalue())
 
 
 def smoothed(losses: Float[np.ndarray, "records"], share: float = 0.01) -> Float[np.ndarray, "records"]:

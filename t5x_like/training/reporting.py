@@ -2,7 +2,6 @@
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -12,7 +11,7 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.loader import Loader
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import model_flops_utilization, peak_flops_per_second
-from t5x_like.training.metrics import METRICS_FILE, MetricsWriter, open_side_writers, read_metrics
+from t5x_like.training.metrics import MetricsWriter, open_side_writers, read_metrics
 from t5x_like.training.plots import plot_losses
 from t5x_like.training.progress import Progress
 from t5x_like.training.step import Metrics
@@ -29,7 +28,7 @@ class Reporter:
 
     def __init__(self, experiment: Experiment, directory: RunDirectory, *, start_step: int, flops_per_token: float):
         """Opens the files and drops records of steps after `start_step`, which a killed run left."""
-        run, path = experiment.run, Path(directory.path)
+        run, path = experiment.run, directory.path
         self._every_steps = run.logging.every_steps
         self._num_steps = run.steps
         self._tokens_per_step = experiment.data.batch_size * experiment.data.sequence_length
@@ -49,7 +48,7 @@ class Reporter:
         self._painting: Future[None] | None = None
         self._loader: Loader | None = None
         self._pending: tuple[int, Metrics] | None = None
-        records = read_metrics(path / METRICS_FILE)
+        records = read_metrics(directory.metrics)
         self.validation_history = [record for record in records if record["split"] == "validation"]
 
     def __enter__(self) -> Self:
@@ -109,6 +108,6 @@ class Reporter:
 
     def _paint(self) -> None:
         try:
-            plot_losses(Path(self._directory.metrics), Path(self._directory.loss_plot))
+            plot_losses(self._directory.metrics, self._directory.loss_plot)
         except Exception as error:  # A picture must not end a run.
             logging.warning("loss.png could not be drawn: %r", error)
