@@ -93,8 +93,5 @@ def continue_texts(
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    tokens = [*start, *tokenizer.encode(prompt).tolist()]
-    if not tokens:
-        # Without a mark for a document's beginning, a line's beginning comes closest.
-        tokens = tokenizer.encode("\n").tolist()
-    return tokens
+    # Characters have no mark for a beginning; their first is the line break in most texts, as good a start as any.
+    return [*start, *tokenizer.encode(prompt).tolist()] or [0]
