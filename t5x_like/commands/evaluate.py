@@ -20,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(values: flags.FlagValues) -> None:
     """Scores a trained model on the whole validation split and prints the metrics as one JSON object."""
     model = load_trained(values)
+    if model is None:
+        return
     data = build_data(model.experiment.data, model.directory.data)
     batches = map(data.validation.batch, range(data.validation.num_batches))
     placed = batch_target(model.experiment.data, model.mesh)

@@ -32,6 +32,8 @@ def command(values: flags.FlagValues) -> None:
     temperature = 0.0 if values.greedy else values.temperature
     sampling = Sampling(temperature=temperature, top_k=values.top_k, top_p=values.top_p)
     model = load_trained(values)
+    if model is None:
+        return
     tokenizer = load_tokenizer(model.directory.data)
     prompts = [prompt for prompt in values.prompt or [""] for _ in range(values.num_samples)]
     texts = continue_texts(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from t5x_like.checkpoints.manager import Checkpoints
 from t5x_like.checkpoints.run_directory import RunDirectory
-from t5x_like.config import parse_config
+from t5x_like.commands import cli
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.decoding.generate import generate
 from t5x_like.decoding.sampling import Sampling
@@ -40,14 +40,20 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def load_trained(values: flags.FlagValues) -> Trained:
-    """Reads the run that --model_dir names; gin flags may change what does not shape the parameters, e.g. the mesh."""
+def load_trained(values: flags.FlagValues) -> Trained | None:
+    """Reads the run that --model_dir names; None if the flags only ask to print or explain its configuration.
+
+    Gin flags may change what does not shape the parameters, e.g. the mesh.
+    """
     if values.model_dir is None:
         raise UserError("no run: pass --model_dir=DIRECTORY, the MODEL_DIR of a training run.")
     directory = RunDirectory(values.model_dir)
     directory.require()
-    files = [str(directory.operative_config), *values.gin_file]
-    experiment = parse_config(files, values.gin_bindings, values.gin_search_paths).build(Experiment)
+    values.gin_file = [str(directory.operative_config), *values.gin_file]
+    configured = cli.configured(values, Experiment)
+    if configured is None:
+        return None
+    _, experiment = configured
     checkpoints = Checkpoints(directory.checkpoints, experiment.run.checkpoints)
     step = chosen_step(checkpoints, values.step)
     mesh = build_mesh(experiment.mesh)

@@ -61,15 +61,12 @@ class InitializerConfig:
       kind: distribution. `normal` and `truncated_normal` (cut at two standard deviations) use `stddev`; the others
         derive the scale from fan-in and fan-out: Xavier (Glorot & Bengio 2010), He (He et al. 2015), LeCun (1998).
       stddev: standard deviation of `normal` and `truncated_normal`.
-      residual: scale of the projections that write into the residual stream: `same`, or `depth_scaled`, which divides
-        by sqrt(2 * num_layers) so that the stream's variance does not grow with depth (GPT-2, section 2.3).
     """
 
     kind: Literal[
         "normal", "truncated_normal", "xavier_normal", "xavier_uniform", "he_normal", "he_uniform", "lecun_normal"
     ] = "normal"
     stddev: float = 0.02
-    residual: Literal["same", "depth_scaled"] = "depth_scaled"
 
     def __post_init__(self):
         if self.stddev <= 0:
@@ -78,9 +75,6 @@ class InitializerConfig:
     def build(self, *, scale: float = 1.0) -> Initializer:
         """The sampling function, its standard deviation multiplied by `scale`."""
         return lambda key, shape, fan_in, fan_out: scale * self._sample(key, shape, fan_in, fan_out)
-
-    def residual_scale(self, num_layers: int) -> float:
-        return 1 / math.sqrt(2 * num_layers) if self.residual == "depth_scaled" else 1.0
 
     def _sample(self, key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Float[Array, "..."]:
         match self.kind:

@@ -13,7 +13,7 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.attention import Attend
 from t5x_like.models.block import Block, BlockConfig
-from t5x_like.models.parameters import InitializerConfig, Module, ModuleDict, merge, split, stack_modules
+from t5x_like.models.parameters import Initializer, Module, ModuleDict, merge, split, stack_modules
 
 NAMED_TENSORS = ("query", "key", "value", "attention", "mlp", "gate")
 """What a block names with `checkpoint_name`, in the order it is computed."""
@@ -84,13 +84,13 @@ class Stack(Module):
         d_model: int,
         *,
         mask: MaskSpec,
-        init: InitializerConfig,
+        init: Initializer,
+        out_init: Initializer,
         dtype: jnp.dtype,
         key: PRNGKeyArray,
     ):
         def build(key: PRNGKeyArray) -> Block:
-            out_init = init.build(scale=init.residual_scale(config.num_layers))
-            return Block(config.block, d_model, mask=mask, init=init.build(), out_init=out_init, dtype=dtype, key=key)
+            return Block(config.block, d_model, mask=mask, init=init, out_init=out_init, dtype=dtype, key=key)
 
         keys = jax.random.split(key, config.num_layers)
         if config.scan_layers:

@@ -1,5 +1,6 @@
 """Whole models: token ids in, hidden vectors or logits out."""
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -38,6 +39,9 @@ class DecoderConfig:
       final_norm: normalisation before the output projection.
       dropout_rate: dropout of the embedded tokens while training.
       kernel_init: how the projections start.
+      residual_init: scale of the projections that write into the residual stream: `depth_scaled` divides it by
+        sqrt(2 * num_layers), so that the stream's variance does not grow with depth (GPT-2, section 2.3); `same` does
+        not.
       embedding_init: how the token and position embeddings and the output projection start.
       dtype: precision of activations and matrix products; parameters, norms, softmax and losses are always float32.
     """
@@ -50,6 +54,7 @@ class DecoderConfig:
     final_norm: NormConfig = NormConfig()
     dropout_rate: float = 0.0
     kernel_init: InitializerConfig = InitializerConfig()
+    residual_init: Literal["depth_scaled", "same"] = "depth_scaled"
     embedding_init: InitializerConfig = InitializerConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
@@ -81,11 +86,13 @@ class Decoder(Module):
         self.embedding = parameter(init(keys[0], shape, *shape), ("vocab", "embed"))
         learned = isinstance(config.positions, LearnedPositionsConfig)
         self.positions = LearnedPositions(config.positions, config.d_model, init=init, key=keys[1]) if learned else None
+        out_scale = 1 / math.sqrt(2 * config.stack.num_layers) if config.residual_init == "depth_scaled" else 1.0
         self.stack = Stack(
             config.stack,
             config.d_model,
             mask=MaskSpec(causal=True),
-            init=config.kernel_init,
+            init=config.kernel_init.build(),
+            out_init=config.kernel_init.build(scale=out_scale),
             dtype=jnp.dtype(config.dtype),
             key=keys[2],
         )
