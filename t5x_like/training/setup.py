@@ -13,6 +13,7 @@ from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.models.losses import Batch
 from t5x_like.models.transformer import DecoderConfig
+from t5x_like.sharding.host_memory import keep_freed_memory
 from t5x_like.sharding.logical import partition_spec
 from t5x_like.sharding.mesh import describe_mesh
 from t5x_like.training.experiment import Experiment
@@ -100,6 +101,8 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
 
 def compile_step(job: Job) -> TrainStep:
     """The one compiled program of a run; its state argument is donated, and any other shape is an error."""
+    if job.mesh.devices.flat[0].platform == "cpu":
+        keep_freed_memory()
     out_shardings = (jax.tree.map(lambda a: a.sharding, job.state), None)
     step = jax.jit(job.train_step, donate_argnums=0, out_shardings=out_shardings)
     with jax.set_mesh(job.mesh):
