@@ -71,7 +71,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig):
-        self.directory = epath.Path(directory)
+        # Orbax takes no relative paths.
+        directory = os.fspath(directory)
+        self.directory = epath.Path(directory if "://" in directory else os.path.abspath(directory))
         self.config = config
         self.failures = 0
         self._error = ""

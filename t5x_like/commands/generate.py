@@ -7,7 +7,6 @@ from absl import flags
 from t5x_like.commands import cli
 from t5x_like.commands.trained import continue_texts, load_trained
 from t5x_like.commands.trained import define_flags as define_trained_flags
-from t5x_like.data.corpus import load_tokenizer
 from t5x_like.decoding.sampling import Sampling
 
 
@@ -34,10 +33,7 @@ def command(values: flags.FlagValues) -> None:
     model = load_trained(values)
     if model is None:
         return
-    tokenizer = load_tokenizer(model.directory.data)
     prompts = [prompt for prompt in values.prompt or [""] for _ in range(values.num_samples)]
-    texts = continue_texts(
-        model, tokenizer, prompts, max_new_tokens=values.max_new_tokens, sampling=sampling, seed=values.seed
-    )
+    texts = continue_texts(model, prompts, max_new_tokens=values.max_new_tokens, sampling=sampling, seed=values.seed)
     separator = f"\n{'-' * 40}\n"
     print(separator.join(prompt + text for prompt, text in zip(prompts, texts, strict=True)))

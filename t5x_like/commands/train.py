@@ -65,10 +65,11 @@ def command(values: flags.FlagValues) -> None:
         logs = experiment.run.logging
         if outcome.complete and logs.sample_tokens:
             params = outcome.state.params if outcome.state.ema is None else outcome.state.ema
-            model = Trained(experiment, directory, mesh, job.spec.graphdef, params, int(outcome.state.step))
+            model = Trained(
+                experiment, directory, mesh, job.spec.graphdef, params, data.tokenizer, int(outcome.state.step)
+            )
             texts = continue_texts(
                 model,
-                data.tokenizer,
                 [logs.sample_prompt],
                 max_new_tokens=logs.sample_tokens,
                 sampling=Sampling(temperature=0.8),

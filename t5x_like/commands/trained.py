@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from t5x_like.checkpoints.manager import Checkpoints
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
+from t5x_like.data.corpus import load_tokenizer
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.decoding.generate import generate
 from t5x_like.decoding.sampling import Sampling
@@ -30,6 +31,7 @@ class Trained(NamedTuple):
     mesh: Mesh
     graphdef: GraphDef
     params: Params
+    tokenizer: Tokenizer
     step: int
 
 
@@ -57,12 +59,14 @@ def load_trained(values: flags.FlagValues) -> Trained | None:
     checkpoints = Checkpoints(directory.checkpoints, experiment.run.checkpoints)
     step = chosen_step(checkpoints, values.step)
     mesh = build_mesh(experiment.mesh)
-    spec = model_spec(with_vocabulary(experiment.model, checkpoints.manifest(step)["vocab_size"]))
+    manifest = checkpoints.manifest(step)
+    tokenizer = load_tokenizer(directory.data, manifest["tokenizer"])
+    spec = model_spec(with_vocabulary(experiment.model, manifest["vocab_size"]))
     placed = shardings(spec.axes, spec.params, mesh)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), spec.params, placed)
     name = "params" if experiment.run.ema_decay is None else "ema"
     params = checkpoints.restore({name: target}, step, partial=True)[name]
-    return Trained(experiment, directory, mesh, spec.graphdef, params, step)
+    return Trained(experiment, directory, mesh, spec.graphdef, params, tokenizer, step)
 
 
 def chosen_step(checkpoints: Checkpoints, wanted: str) -> int | None:
@@ -80,21 +84,21 @@ def chosen_step(checkpoints: Checkpoints, wanted: str) -> int | None:
 
 
 def continue_texts(
-    model: Trained, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int
+    model: Trained, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int
 ) -> list[str]:
     """What the model writes after each prompt; an empty one starts at a document's beginning."""
     with jax.set_mesh(model.mesh):
         new = generate(
             model.graphdef,
             model.params,
-            [prompt_tokens(tokenizer, prompt) for prompt in prompts],
+            [prompt_tokens(model.tokenizer, prompt) for prompt in prompts],
             max_new_tokens=max_new_tokens,
             context_length=model.experiment.data.sequence_length,
             sampling=sampling,
             seed=seed,
-            eos_id=tokenizer.eos_id,
+            eos_id=model.tokenizer.eos_id,
         )
-    return [tokenizer.decode(tokens) for tokens in new]
+    return [model.tokenizer.decode(tokens) for tokens in new]
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:

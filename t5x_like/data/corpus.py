@@ -144,18 +144,17 @@ def prepare_corpus(source: Source, tokenizer_config: TokenizerConfig, split: Spl
     return _load(place)
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of the corpus prepared in `directory`; needs no text.
+def load_tokenizer(directory: Path, fingerprint: str) -> Tokenizer:
+    """The tokenizer of this fingerprint, kept with a corpus prepared in `directory`; needs no text.
 
     Raises:
-      UserError: if no corpus is prepared there, or several with different tokenizers.
+      UserError: if it is not there.
     """
-    places = [record.parent for record in sorted(directory.glob(f"*/{_RECORD}"))]
-    tokenizers = {tokenizer.fingerprint(): tokenizer for tokenizer in map(_load_tokenizer, places)}
-    if len(tokenizers) != 1:
-        found = f"different tokenizers stand in {', '.join(map(str, places))}: remove all but one" if places else "none"
-        raise UserError(f"{directory} must hold the tokenizer of one prepared corpus, found: {found}.")
-    return tokenizers.popitem()[1]
+    for record in sorted(directory.glob(f"*/{_RECORD}")):
+        tokenizer = _load_tokenizer(record.parent)
+        if tokenizer.fingerprint() == fingerprint:
+            return tokenizer
+    raise UserError(f"{directory} does not hold the tokenizer that the model was trained with: bring it back.")
 
 
 def _prepare(documents: SplitDocuments, tokenizer_config: TokenizerConfig, place: Path):

@@ -1,7 +1,9 @@
 """Normalisation layers, computed in float32."""
 
+from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -38,11 +40,36 @@ class Norm(Module):
         self.config = config
 
     def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
-        y = x.astype(jnp.float32)
-        if self.config.kind == "layernorm":
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.epsilon)
+        y = _standardize(x.astype(jnp.float32), self.config.kind == "layernorm", self.config.epsilon)
         y = y * self.scale[...]
         if self.bias is not None:
             y = y + self.bias[...]
         return y.astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _standardize(x: Float[Array, "... embed"], center: bool, epsilon: float) -> Float[Array, "... embed"]:
+    """Divides by the root mean square, after subtracting the mean if `center`.
+
+    The gradient is written in terms of the result; derived automatically, it takes several more passes over arrays of
+    the size of x.
+    """
+    return _standardize_forward(x, center, epsilon)[0]
+
+
+def _standardize_forward(x, center, epsilon):
+    if center:
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    return x * inverse, (x * inverse, inverse)
+
+
+def _standardize_backward(center, epsilon, residuals, dy):
+    y, inverse = residuals
+    dx = dy - y * jnp.mean(dy * y, axis=-1, keepdims=True)
+    if center:
+        dx = dx - jnp.mean(dy, axis=-1, keepdims=True)
+    return (inverse * dx,)
+
+
+_standardize.defvjp(_standardize_forward, _standardize_backward)

@@ -54,7 +54,11 @@ class Outcome(NamedTuple):
 def train(experiment: Experiment, job: Job, data: Data, directory: RunDirectory) -> Outcome:
     """Trains from the newest checkpoint in `directory`, or from step 0, to the end of the run."""
     run = experiment.run
-    manifest = {"data": data.fingerprint, "vocab_size": job.model.vocab_size}
+    manifest = {
+        "data": data.fingerprint,
+        "tokenizer": data.tokenizer.fingerprint(),
+        "vocab_size": job.model.vocab_size,
+    }
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(directory.checkpoints, run.checkpoints)))

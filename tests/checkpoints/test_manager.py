@@ -299,3 +299,12 @@ def test_the_record_is_json(tmp_path):
     checkpoints.save(1, {"x": jnp.ones(2)}, metrics={"loss": 1.5}, manifest={"a": "b"}, force=True)
     record = json.loads((tmp_path / "1" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     assert record == {"metrics": {"loss": 1.5}, "manifest": {"a": "b"}}
+
+
+def test_a_relative_path_is_as_good(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = make_state()
+    checkpoints = Checkpoints("run/checkpoints", CheckpointConfig())
+    checkpoints.save(1, state, force=True)
+    checkpoints.close()
+    assert_same_bits(Checkpoints(tmp_path / "run" / "checkpoints", CheckpointConfig()).restore(abstract(state)), state)

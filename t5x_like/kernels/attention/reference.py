@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from t5x_like.kernels.attention.call import AttentionCall
@@ -39,12 +38,26 @@ def _fold(pair: tuple[Array, Array] | None, group: int) -> tuple[Array, Array] |
     return pair if pair is None or group == 1 else (jnp.tile(pair[0], (1, group)), pair[1])
 
 
+@jax.custom_vjp
 def _softmax(logits: Float[Array, "... kv_length"]) -> Float[Array, "... kv_length"]:
     """Softmax over the keys; all zero, with zero gradients, where no key is allowed.
 
-    The maximum is held above MASK_VALUE: in a row without allowed keys every exponential is then exactly 0.
+    The maximum is held above MASK_VALUE: in a row without allowed keys every exponential is then exactly 0. The
+    gradient needs the weights alone; derived automatically, it would keep and pass over several arrays of their size.
     """
     largest = jnp.maximum(logits.max(axis=-1, keepdims=True), MASK_VALUE / 2)
-    exponentials = jnp.exp(logits - lax.stop_gradient(largest))
+    exponentials = jnp.exp(logits - largest)
     total = exponentials.sum(axis=-1, keepdims=True)
     return exponentials / jnp.where(total == 0, 1, total)
+
+
+def _softmax_forward(logits):
+    weights = _softmax(logits)
+    return weights, weights
+
+
+def _softmax_backward(weights, gradient):
+    return (weights * (gradient - jnp.sum(weights * gradient, axis=-1, keepdims=True)),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
