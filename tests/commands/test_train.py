@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -237,3 +238,10 @@ def test_a_killed_run_resumes_to_the_same_trace_bit_for_bit(directory):
     assert trace(killed) == trace(whole)
     for path in (whole, killed):
         assert (path / "checkpoints" / "400" / "commit_success.txt").exists()
+
+
+def test_every_shipped_file_is_part_of_a_run():
+    top = SHIPPED_RUNS[0].parents[1]
+    included = {name for run in SHIPPED_RUNS for name in re.findall(r"include '(.*)'", run.read_text())}
+    files = {str(path.relative_to(top)) for path in top.rglob("*.gin")} - {f"runs/{run.name}" for run in SHIPPED_RUNS}
+    assert files == included - {"runs/nanogpt_char.gin"}
