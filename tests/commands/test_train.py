@@ -158,7 +158,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(changes, message, directory, c
 def test_a_vocabulary_larger_than_the_text_allows_is_refused(directory, capsys):
     argv = ["train", "--gin_file=runs/quickstart.gin", f"--gin.MODEL_DIR={directory}/run"]
     text = ["--gin.DataConfig.source=@TextSource()", f"--gin.TextSource.files={directory}/text.txt"]
-    assert "vocab_size=4096" in refused([*argv, *text, "--gin.BATCH_SIZE=8"], capsys)
+    assert "vocab_size=2048" in refused([*argv, *text, "--gin.BATCH_SIZE=8"], capsys)
 
 
 def test_a_changed_model_is_refused_and_nothing_is_lost(trained, capsys):
