@@ -109,8 +109,9 @@ def _statements(text: str, shown: str) -> Iterator[Any]:
         line, caret = "".join(text.split("\n")[error.lineno - 1 : error.lineno]), " " * (error.offset or 0) + "^"
         where = shown if shown == COMMAND_LINE else f"{shown}:{error.lineno}"
         raise ConfigError(f"{where}: {error.msg}\n    {line}\n    {caret}") from None
-    except tokenize.TokenError as error:
-        raise ConfigError(f"{shown}: {error.args[0]}: is a bracket or a quote left open?") from None
+    except tokenize.TokenError:
+        # Its words differ between versions of Python.
+        raise ConfigError(f"{shown}: the file ends inside a value: is a bracket or a quote left open?") from None
 
 
 class _Delegate(config_parser.ParserDelegate):

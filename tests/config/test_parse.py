@@ -73,7 +73,7 @@ ERRORS = {
     "two values": ("X = 1e-3.0", "run.gin:1: Expected newline.\n    X = 1e-3.0\n            ^"),
     "half a sum": ("Y = 1\nX = 2 *", "run.gin:2: Unable to parse value.\n    X = 2 *\n           ^"),
     "empty block": ("Cls:", "run.gin:2: Expected indentation.  Got ENDMARKER = .\n    \n    ^"),
-    "open bracket": ("X = (1,", "run.gin: EOF in multi-line statement: is a bracket or a quote left open?"),
+    "open bracket": ("X = (1,", "run.gin: the file ends inside a value: is a bracket or a quote left open?"),
     "circle": ("include 'other.gin'", "gin files include each other: run.gin -> other.gin -> run.gin"),
     "missing include": (
         "X = 1\ninclude 'othr.gin'",
