@@ -118,7 +118,7 @@ def test_equals_jax_nn(heads, mask, theirs):
 def test_gradients_equal_finite_differences(soft_cap):
     qkv = arrays(0, q_length=3, kv_length=4)
     run = jax.jit(lambda *qkv: attention(*qkv, mask=MaskSpec(causal=True), soft_cap=soft_cap))
-    check_grads(run, qkv, order=1, atol=1e-2, rtol=1e-2)
+    check_grads(run, qkv, order=1, modes=("rev",), atol=1e-2, rtol=1e-2)
 
 
 SEGMENTS = np.asarray([[1, 1, 1, 2, 2, 0]] * 2, np.int32)
