@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_like.decoding.cache import Cache, attend_cached, empty_cache
 from t5x_like.decoding.sampling import Sampling, sample
 from t5x_like.errors import UserError
 from t5x_like.models.parameters import GraphDef, Params, merge
+
+NO_TOKEN = -1
+"""Ends nothing: no token has this id."""
 
 
 def generate(
@@ -37,7 +40,7 @@ def generate(
       context_length: tokens the model sees at once. Where the text outgrows it, the last half is read again and
         generation goes on from there.
       sampling: how tokens are drawn.
-      seed: the same seed gives the same text, whatever else is in the batch.
+      seed: of the random draws; every row of the batch has its own.
       eos_id: a token that ends a text; None: none does.
 
     Returns:
@@ -45,102 +48,74 @@ def generate(
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise UserError("A prompt has no tokens: give at least one character.")
+    end = NO_TOKEN if eos_id is None else eos_id
     texts = [np.asarray(prompt, np.int32) for prompt in prompts]
-    lengths = [len(text) for text in texts]
     done = np.zeros(len(texts), bool)
     made = 0
     while made < max_new_tokens and not done.all():
-        keep = max(1, context_length // 2)
-        if max(lengths) + made < context_length:
-            keep = context_length
-        window = [text[-keep:] for text in texts]
+        fits = max(map(len, texts)) < context_length
+        window = texts if fits else [text[-max(1, context_length // 2) :] for text in texts]
         length = max(map(len, window))
-        steps = min(max_new_tokens - made, max(1, context_length - length))
         tokens = np.stack([np.pad(text, (length - len(text), 0)) for text in window])
         start = np.asarray([length - len(text) for text in window], np.int32)
-        new = continue_tokens(
-            graphdef,
-            params,
-            tokens,
-            start,
-            jax.random.key(seed),
-            made,
-            done,
-            steps=steps,
-            sampling=sampling,
-            eos_id=eos_id,
-        )
-        new = np.asarray(new)
-        texts = [np.concatenate([text, row]) for text, row in zip(texts, new, strict=True)]
-        done |= (new == eos_id).any(axis=1) if eos_id is not None else False
+        steps = min(max_new_tokens - made, max(1, context_length - length))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), made), len(texts))
+        new = continue_tokens(graphdef, params, tokens, start, keys, done, steps=steps, sampling=sampling, end=end)
+        texts = [np.concatenate([text, row]) for text, row in zip(texts, np.asarray(new), strict=True)]
+        done |= np.asarray(new == end).any(axis=1)
         made += steps
-    new_tokens = [text[length:] for text, length in zip(texts, lengths, strict=True)]
-    return [until(tokens, eos_id) for tokens in new_tokens]
+    return [until(text[len(prompt) :], end) for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def until(tokens: np.ndarray, end: int | None) -> np.ndarray:
+def until(tokens: np.ndarray, end: int) -> np.ndarray:
     """What stands before the first `end`."""
-    ends = np.flatnonzero(tokens == end) if end is not None else ()
+    ends = np.flatnonzero(tokens == end)
     return tokens[: ends[0]] if len(ends) else tokens
 
 
 class Progress(NamedTuple):
-    """What the decoding loop carries."""
+    """What the decoding loop carries: the hidden vectors of the last tokens, and what has been written so far."""
 
     step: Int[Array, ""]
-    last: Int[Array, "batch"]
-    done: Array
+    hidden: Float[Array, "batch embed"]
+    done: Bool[Array, "batch"]
     cache: Cache
     out: Int[Array, "batch steps"]
 
 
-@partial(jax.jit, static_argnames=("graphdef", "steps", "sampling", "eos_id"))
+@partial(jax.jit, static_argnames=("graphdef", "steps", "sampling", "end"))
 def continue_tokens(
     graphdef: GraphDef,
     params: Params,
     tokens: Int[Array, "batch length"],
     start: Int[Array, "batch"],
-    key: PRNGKeyArray,
-    made: Int[Array, ""],
-    done: Array,
+    keys: PRNGKeyArray,
+    done: Bool[Array, "batch"],
     *,
     steps: int,
     sampling: Sampling,
-    eos_id: int | None,
+    end: int,
 ) -> Int[Array, "batch steps"]:
-    """Reads `tokens` (padded on the left up to `start`) into a cache and draws `steps` more, `eos_id` after the end.
+    """Reads `tokens` (padded on the left up to `start`) into a cache and draws `steps` more, all `end` from there on.
 
-    `made` counts the tokens drawn before, so that the random numbers go on from there.
+    Rows that are `done` get `end` only; `keys` holds one key per row.
     """
     model = merge(graphdef, params)
     batch_size, length = tokens.shape
-    max_length = length + steps
-
-    def next_token(hidden, step):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, made + step), jnp.arange(batch_size))
-        return sample(model.logits(hidden[:, -1]), keys, sampling)
 
     def read(tokens, index, cache):
         positions = index + jnp.arange(tokens.shape[1], dtype=jnp.int32) - start[:, None]
-        attend = attend_cached(index, start, max_length)
-        return model(tokens, positions=jnp.maximum(positions, 0), attend=attend, states=cache)
+        attend = attend_cached(index, start, length + steps)
+        hidden, cache = model(tokens, positions=jnp.maximum(positions, 0), attend=attend, states=cache)
+        return hidden[:, -1], cache
 
     def advance(p: Progress) -> Progress:
-        hidden, cache = read(p.last[:, None], length + p.step - 1, p.cache)
-        token = next_token(hidden, p.step)
-        if eos_id is not None:
-            token = jnp.where(p.done, eos_id, token)
-        return Progress(p.step + 1, token, p.done | ends(token), cache, p.out.at[:, p.step].set(token))
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, p.step)
+        token = jnp.where(p.done, end, sample(model.logits(p.hidden), step_keys, sampling))
+        hidden, cache = read(token[:, None], length + p.step, p.cache)
+        return Progress(p.step + 1, hidden, p.done | (token == end), cache, p.out.at[:, p.step].set(token))
 
-    def ends(token):
-        return token == eos_id if eos_id is not None else jnp.zeros_like(done)
-
-    hidden, cache = read(tokens, jnp.int32(0), empty_cache(model.config, batch_size, max_length))
-    first = next_token(hidden, 0)
-    if eos_id is not None:
-        first = jnp.where(done, eos_id, first)
-    fill = 0 if eos_id is None else eos_id
-    out = jnp.full((batch_size, steps), fill, jnp.int32).at[:, 0].set(first)
-    state = Progress(jnp.int32(1), first, done | ends(first), cache, out)
-    state = lax.while_loop(lambda p: (p.step < steps) & ~jnp.all(p.done), advance, state)
-    return state.out
+    hidden, cache = read(tokens, jnp.int32(0), empty_cache(model.config, batch_size, length + steps))
+    out = jnp.full((batch_size, steps), end, jnp.int32)
+    state = Progress(jnp.int32(0), hidden, done, cache, out)
+    return lax.while_loop(lambda p: (p.step < steps) & ~jnp.all(p.done), advance, state).out

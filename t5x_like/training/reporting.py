@@ -1,5 +1,6 @@
 """What a run tells: metrics, progress bar, loss curve. Only here does the loop fetch values from the devices."""
 
+import dataclasses
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
@@ -39,7 +40,7 @@ class Reporter:
             resumed_step=start_step,
             tensorboard=run.logging.tensorboard,
             wandb_project=run.logging.wandb_project,
-            config={"model_dir": run.model_dir},
+            config=dataclasses.asdict(experiment),
         )
         self._writer = MetricsWriter(path, resumed_step=start_step, side_writers=side_writers)
         self._progress = Progress(run.steps, start_step=start_step, enabled=run.logging.progress)
