@@ -17,7 +17,7 @@ from t5x_like.sharding.host_memory import keep_freed_memory
 from t5x_like.sharding.logical import partition_spec
 from t5x_like.sharding.mesh import describe_mesh
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.flops import model_flops_per_token
+from t5x_like.training.flops import COUNTING_RULE, model_flops_per_token, peak_flops_per_second
 from t5x_like.training.optimizers import build_optimizer, schedule_of
 from t5x_like.training.state import ModelSpec, TrainState, abstract_state, model_spec, state_factory
 from t5x_like.training.step import TrainStep, make_train_step
@@ -68,7 +68,9 @@ class Job(NamedTuple):
 
     def describe(self, sequence_length: int) -> str:
         flops = f"{self.flops_per_token(sequence_length) / 1e6:,.1f} million FLOPs per token"
-        return f"{self.num_parameters:,} parameters, {flops}; mesh: {describe_mesh(self.mesh)}"
+        line = f"{self.num_parameters:,} parameters, {flops}; mesh: {describe_mesh(self.mesh)}"
+        known = peak_flops_per_second(self.mesh.devices.flat[0]) is not None
+        return f"{line}\n{COUNTING_RULE}" if known else line
 
 
 def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
