@@ -1,7 +1,8 @@
 """Multi-head, grouped-query and multi-query self-attention."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.door import attention
 from t5x_like.kernels.attention.masks import MaskSpec
+from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializer, Linear, Module
 from t5x_like.models.positions import RotaryConfig, rotate
 
@@ -26,7 +28,11 @@ class AttentionConfig:
         (multi-head); 1 is multi-query.
       head_dim: size of a head; None: d_model / num_heads.
       rotary: rotary positions of queries and keys; None: no positions in attention.
-      use_bias: biases on the four projections.
+      window: tokens that each token sees, itself the last of them (sliding window, Beltagy et al. 2020); None: all.
+      qk_norm: normalisation of queries and of keys, before the rotation (Henry et al. 2020); None: none.
+      qk_norm_dims: what `qk_norm` normalises together: each `head` (Qwen 3), or `all_heads` of a token (OLMo 2).
+      use_qkv_bias: biases on the projections to queries, keys and values.
+      use_out_bias: a bias on the output projection.
       dropout_rate: dropout of the attention probabilities while training.
     """
 
@@ -34,11 +40,15 @@ class AttentionConfig:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     rotary: RotaryConfig | None = None
-    use_bias: bool = False
+    window: int | None = None
+    qk_norm: NormConfig | None = None
+    qk_norm_dims: Literal["head", "all_heads"] = "head"
+    use_qkv_bias: bool = False
+    use_out_bias: bool = False
     dropout_rate: float = 0.0
 
     def __post_init__(self):
-        for name in ("num_heads", "num_kv_heads", "head_dim"):
+        for name in ("num_heads", "num_kv_heads", "head_dim", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"AttentionConfig.{name} is {value}: it must be at least 1.")
@@ -46,6 +56,10 @@ class AttentionConfig:
             raise UserError(
                 f"AttentionConfig.num_heads ({self.num_heads}) is not a multiple of num_kv_heads ({self.kv_heads}): "
                 "every key-value head serves the same number of query heads."
+            )
+        if self.qk_norm is None and self.qk_norm_dims != "head":
+            raise UserError(
+                f"AttentionConfig.qk_norm_dims is {self.qk_norm_dims!r} without qk_norm: set AttentionConfig.qk_norm."
             )
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"AttentionConfig.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
@@ -114,15 +128,21 @@ class Attention(Module):
         heads = {"heads": config.num_heads, "head_dim": head_dim}
         kv_heads = {"kv_heads": config.kv_heads, "head_dim": head_dim}
         keys = jax.random.split(key, 4)
-        project: Callable[..., Linear] = lambda *dims, init, key: Linear(
-            *dims, init=init, use_bias=config.use_bias, dtype=dtype, key=key
+        project: Callable[..., Linear] = lambda dims, key: Linear(
+            {"embed": d_model}, dims, init=init, use_bias=config.use_qkv_bias, dtype=dtype, key=key
         )
-        self.query = project({"embed": d_model}, heads, init=init, key=keys[0])
-        self.key = project({"embed": d_model}, kv_heads, init=init, key=keys[1])
-        self.value = project({"embed": d_model}, kv_heads, init=init, key=keys[2])
-        self.out = project(heads, {"embed": d_model}, init=out_init, key=keys[3])
+        self.query = project(heads, keys[0])
+        self.key = project(kv_heads, keys[1])
+        self.value = project(kv_heads, keys[2])
+        self.out = Linear(
+            heads, {"embed": d_model}, init=out_init, use_bias=config.use_out_bias, dtype=dtype, key=keys[3]
+        )
+        norm: Callable[[int], Norm | None] = lambda num_heads: (
+            config.qk_norm and Norm(config.qk_norm, head_dim if config.qk_norm_dims == "head" else num_heads * head_dim)
+        )
+        self.query_norm, self.key_norm = norm(config.num_heads), norm(config.kv_heads)
         self.config = config
-        self.mask = mask
+        self.mask = mask if config.window is None else dataclasses.replace(mask, window=(config.window - 1, None))
 
     def __call__(
         self,
@@ -134,9 +154,19 @@ class Attention(Module):
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         q, k, v = self.query(x), self.key(x), self.value(x)
+        q, k = self.normalize(q, self.query_norm), self.normalize(k, self.key_norm)
         if self.config.rotary:
             q, k = rotate(q, positions, self.config.rotary), rotate(k, positions, self.config.rotary)
         q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
         rate = self.config.dropout_rate if dropout_key is not None else 0.0
         o, state = attend(q, k, v, state, mask=self.mask, dropout_rate=rate, dropout_key=dropout_key)
         return self.out(checkpoint_name(o, "attention")), state
+
+    def normalize(
+        self, x: Float[Array, "batch length heads head_dim"], norm: Norm | None
+    ) -> Float[Array, "batch length heads head_dim"]:
+        if norm is None:
+            return x
+        if self.config.qk_norm_dims == "head":
+            return norm(x)
+        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)

@@ -1,6 +1,6 @@
 """One transformer block: `x + attention(norm(x))`, then `x + feedforward(norm(x))`."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,20 @@ from t5x_like.sharding.logical import constrain
 
 @configurable
 class BlockConfig:
-    """A pre-norm transformer block.
+    """A transformer block.
 
     Attributes:
       attention: the mixing of tokens.
       feedforward: the part that acts on each token alone.
-      norm: normalisation before each of the two.
+      norm: normalisation of each of the two.
+      norm_place: `before`: x + f(norm(x)) (pre-norm, most models); `after`: x + norm(f(x)) (OLMo 2, section 3.2).
       dropout_rate: dropout of what attention and feed-forward add to the residual stream, while training.
     """
 
     attention: AttentionConfig
     feedforward: MLPConfig
     norm: NormConfig = NormConfig()
+    norm_place: Literal["before", "after"] = "before"
     dropout_rate: float = 0.0
 
     def __post_init__(self):
@@ -63,6 +65,7 @@ class Block(Module):
         self.feedforward_norm = Norm(config.norm, d_model)
         self.feedforward = MLP(config.feedforward, d_model, key=feedforward_key, **options)
         self.dropout_rate = config.dropout_rate
+        self.norm_before = config.norm_place == "before"
 
     def __call__(
         self,
@@ -74,10 +77,11 @@ class Block(Module):
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
-        y, state = self.attention(
-            self.attention_norm(x), positions=positions, attend=attend, state=state, dropout_key=keys[0]
-        )
+        y = self.attention_norm(x) if self.norm_before else x
+        y, state = self.attention(y, positions=positions, attend=attend, state=state, dropout_key=keys[0])
+        y = y if self.norm_before else self.attention_norm(y)
         x = constrain(x + dropout(y, self.dropout_rate, keys[1]), "batch", "length", "embed")
-        y = self.feedforward(self.feedforward_norm(x))
+        y = self.feedforward(self.feedforward_norm(x) if self.norm_before else x)
+        y = y if self.norm_before else self.feedforward_norm(y)
         x = constrain(x + dropout(y, self.dropout_rate, keys[2]), "batch", "length", "embed")
         return x, state

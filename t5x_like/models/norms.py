@@ -21,11 +21,13 @@ class NormConfig:
       kind: `rmsnorm` (Zhang & Sennrich 2019) divides by the root mean square; `layernorm` (Ba et al. 2016) also
         subtracts the mean.
       use_bias: adds a learned bias.
+      zero_centered: the scale is kept as its difference to 1 (Gemma), so that decay draws it to 1.
       epsilon: added to the mean square before the root.
     """
 
     kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     use_bias: bool = False
+    zero_centered: bool = False
     epsilon: float = 1e-6
 
     def __post_init__(self):
@@ -35,13 +37,13 @@ class NormConfig:
 
 class Norm(Module):
     def __init__(self, config: NormConfig, size: int):
-        self.scale = parameter(jnp.ones(size), ("norm",))
+        self.scale = parameter(jnp.zeros(size) if config.zero_centered else jnp.ones(size), ("norm",))
         self.bias = parameter(jnp.zeros(size), ("norm",)) if config.use_bias else None
         self.config = config
 
     def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
         y = _standardize(x.astype(jnp.float32), self.config.kind == "layernorm", self.config.epsilon)
-        y = y * self.scale[...]
+        y = y * (1 + self.scale[...] if self.config.zero_centered else self.scale[...])
         if self.bias is not None:
             y = y + self.bias[...]
         return y.astype(x.dtype)

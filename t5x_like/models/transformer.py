@@ -33,6 +33,7 @@ class DecoderConfig:
       stack: the layers.
       vocab_size: rows of the embedding; None: the tokenizer's vocabulary. A larger number pads it, e.g. to a multiple
         of 128.
+      scale_embedding: multiplies the embedded tokens by sqrt(d_model) (Vaswani et al. 2017, section 3.4; Gemma).
       positions: absolute positions added to the embedding; None: none (rotary positions belong to
         AttentionConfig.rotary).
       tie_embeddings: the output projection is the embedding's transpose.
@@ -49,6 +50,7 @@ class DecoderConfig:
     d_model: int
     stack: StackConfig
     vocab_size: int | None = None
+    scale_embedding: bool = False
     positions: LearnedPositionsConfig | SinusoidalPositionsConfig | None = None
     tie_embeddings: bool = True
     final_norm: NormConfig = NormConfig()
@@ -143,6 +145,8 @@ class Decoder(Module):
     ) -> Float[Array, "batch length embed"]:
         # Looked up from rows that are whole: rows sharded over the batch's axes would come back in the wrong layout.
         x = constrain(self.embedding[...], "vocab", None)[tokens]
+        if self.config.scale_embedding:
+            x = x * math.sqrt(self.config.d_model)
         if self.positions is not None:
             x = x + self.positions(positions)
         elif self.config.positions is not None:

@@ -64,6 +64,7 @@ class Job(NamedTuple):
             num_heads=attention.num_heads,
             head_dim=attention.head_size(self.model.d_model),
             sequence_length=sequence_length,
+            window=attention.window,
         )
 
     def describe(self, sequence_length: int) -> str:

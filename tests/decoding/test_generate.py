@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,18 +10,24 @@ from t5x_like.decoding.generate import generate
 from t5x_like.decoding.sampling import Sampling, restrict, sample
 from t5x_like.errors import UserError
 from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import merge, split
-from t5x_like.models.positions import LearnedPositionsConfig
+from t5x_like.models.positions import LearnedPositionsConfig, RotaryConfig, YarnScaling
 from t5x_like.models.transformer import Decoder
 from tests import toy
 
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.fixture(scope="module", params=["scanned", "unrolled_learned_grouped"])
+@pytest.fixture(scope="module", params=["scanned", "unrolled_learned_grouped", "window_qk_norm"])
 def decoder(request):
     config = toy.model(vocab_size=toy.VOCAB)
-    if request.param != "scanned":
+    if request.param == "window_qk_norm":
+        rotary = RotaryConfig(scaling=YarnScaling(factor=2.0, original_length=8))
+        attention = AttentionConfig(num_heads=4, window=4, qk_norm=NormConfig(), use_qkv_bias=True, rotary=rotary)
+        block = dataclasses.replace(config.stack.block, attention=attention, norm_place="after")
+        config = dataclasses.replace(config, stack=dataclasses.replace(config.stack, block=block), scale_embedding=True)
+    elif request.param == "unrolled_learned_grouped":
         attention = AttentionConfig(num_heads=4, num_kv_heads=2)
         block = config.stack.block.__class__(attention=attention, feedforward=config.stack.block.feedforward)
         stack = config.stack.__class__(num_layers=2, block=block, scan_layers=False)

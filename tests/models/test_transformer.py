@@ -14,8 +14,11 @@ from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split
 from t5x_like.models.positions import (
     LearnedPositionsConfig,
+    LinearScaling,
+    Llama3Scaling,
     RotaryConfig,
     SinusoidalPositionsConfig,
+    YarnScaling,
     rotate,
     sinusoidal,
 )
@@ -47,14 +50,32 @@ CONFIGS = {
     "llama": small(),
     "grouped_queries": small(attention={"num_kv_heads": 2, "head_dim": 6}),
     "multi_query": small(attention={"num_kv_heads": 1}),
-    "biases": small(attention={"use_bias": True}, feedforward={"use_bias": True}, final_norm=NormConfig(use_bias=True)),
+    "biases": small(
+        attention={"use_qkv_bias": True, "use_out_bias": True},
+        feedforward={"use_bias": True},
+        final_norm=NormConfig(use_bias=True),
+    ),
     "gpt2": small(
-        attention={"rotary": None, "use_bias": True},
+        attention={"rotary": None, "use_qkv_bias": True, "use_out_bias": True},
         feedforward={"activation": "gelu_tanh", "gated": False, "use_bias": True},
         block={"norm": NormConfig(kind="layernorm", use_bias=True)},
         positions=LearnedPositionsConfig(max_length=LENGTH),
     ),
     "sinusoidal": small(attention={"rotary": None}, positions=SinusoidalPositionsConfig()),
+    "window": small(attention={"window": 3}),
+    "qwen": small(attention={"qk_norm": NormConfig(), "use_qkv_bias": True, "num_kv_heads": 2}),
+    "olmo2": small(
+        attention={"qk_norm": NormConfig(), "qk_norm_dims": "all_heads", "num_kv_heads": 2},
+        block={"norm_place": "after"},
+    ),
+    "gemma": small(
+        attention={"head_dim": 6, "num_kv_heads": 1},
+        feedforward={"activation": "gelu_tanh"},
+        block={"norm": NormConfig(zero_centered=True)},
+        final_norm=NormConfig(zero_centered=True),
+        scale_embedding=True,
+    ),
+    "yarn": small(attention={"rotary": RotaryConfig(scaling=YarnScaling(factor=4.0, original_length=8))}),
     "no_positions": small(attention={"rotary": None}),
     "untied": small(tie_embeddings=False),
     "unrolled": small(stack={"scan_layers": False}),
@@ -130,6 +151,48 @@ def test_segments_do_not_see_each_other(tokens):
     np.testing.assert_allclose(packed[:, 5:9], model(tokens[:, 5:9])[0], rtol=1e-5, atol=1e-6)
     changed = model(tokens.at[:, 2].add(1) % VOCAB, segment_ids=segment_ids, positions=positions)[0]
     np.testing.assert_array_equal(packed[:, 5:], changed[:, 5:])
+
+
+def test_a_window_hides_what_is_before_it(tokens):
+    model = build(CONFIGS["window"])
+    hidden = jax.jit(lambda tokens: model(tokens)[0])
+    before, after = hidden(tokens), hidden(tokens.at[:, 2].add(1) % VOCAB)
+    seen = 2 + 2 * (3 - 1)  # two layers, each two tokens further
+    np.testing.assert_array_equal(before[:, seen + 1 :], after[:, seen + 1 :])
+    assert np.abs(before[:, seen] - after[:, seen]).max() > 1e-5
+    wide = build(small(attention={"window": LENGTH}))
+    np.testing.assert_array_equal(wide(tokens)[0], build(CONFIGS["llama"])(tokens)[0])
+
+
+def test_normalised_queries_and_keys_have_no_scale(tokens):
+    for name in ("qwen", "olmo2"):
+        graphdef, params = split(build(CONFIGS[name]))
+        query = params["stack"]["layers"]["attention"]["query"]
+        kernel, outputs = query["kernel"], []
+        for scale in (100, 5000):  # large enough that epsilon is nothing beside it
+            query["kernel"] = kernel * scale
+            outputs.append(merge(graphdef, params)(tokens)[0])
+        np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-3)
+
+
+def test_zero_centered_norms_start_as_the_identity():
+    x = jax.random.normal(jax.random.key(0), (3, 16))
+    np.testing.assert_array_equal(Norm(NormConfig(zero_centered=True), 16)(x), Norm(NormConfig(), 16)(x))
+
+
+SCALINGS = {
+    "linear": LinearScaling(factor=4.0),
+    "llama3": Llama3Scaling(factor=4.0, original_length=64),
+    "yarn": YarnScaling(factor=4.0, original_length=256),
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
+def test_scalings_slow_slow_rotations_by_the_factor_and_fast_ones_less(scaling):
+    slowdown = RotaryConfig().frequencies(32) / RotaryConfig(scaling=scaling).frequencies(32)
+    np.testing.assert_allclose(slowdown[-1], 4.0, rtol=1e-5)
+    np.testing.assert_allclose(slowdown[0], 4.0 if isinstance(scaling, LinearScaling) else 1.0, rtol=1e-5)
+    assert np.all(np.diff(slowdown) > -1e-5)
 
 
 def test_dropout_needs_a_key_and_depends_on_it(tokens):
@@ -209,7 +272,7 @@ def num_parameters(config: DecoderConfig) -> int:
 
 def gpt2(*, vocab_size, d_model, num_layers, num_heads, max_length, use_bias) -> DecoderConfig:
     return small(
-        attention={"num_heads": num_heads, "rotary": None, "use_bias": use_bias},
+        attention={"num_heads": num_heads, "rotary": None, "use_qkv_bias": use_bias, "use_out_bias": use_bias},
         feedforward={"d_ff": 4 * d_model, "activation": "gelu_tanh", "gated": False, "use_bias": use_bias},
         block={"norm": NormConfig(kind="layernorm", use_bias=use_bias)},
         stack={"num_layers": num_layers},
@@ -234,6 +297,16 @@ BAD = {
     ),
     "kv_heads": (lambda: small(attention={"num_kv_heads": 3}), "num_heads .4. is not a multiple of num_kv_heads .3."),
     "odd_rotary": (lambda: small(attention={"head_dim": 3}), "even head_dim"),
+    "window": (lambda: small(attention={"window": 0}), "window is 0"),
+    "qk_norm_dims": (lambda: small(attention={"qk_norm_dims": "all_heads"}), "without qk_norm"),
+    "scaling_factor": (lambda: LinearScaling(factor=0.5), "factor is 0.5"),
+    "scaling_length": (lambda: Llama3Scaling(factor=2.0, original_length=0), "original_length is 0"),
+    "scaling_turns": (
+        lambda: Llama3Scaling(factor=2.0, original_length=8, low_frequency_turns=4.0),
+        "low_frequency_turns .4.0. must be less",
+    ),
+    "yarn_betas": (lambda: YarnScaling(factor=2.0, original_length=8, beta_slow=40.0), "beta_slow .40.0."),
+    "yarn_theta": (lambda: RotaryConfig(theta=1.0, scaling=SCALINGS["yarn"]), "with YarnScaling it must be above 1"),
     "dropout": (lambda: small(block={"dropout_rate": 1.0}), "dropout_rate is 1.0"),
     "layers": (lambda: small(stack={"num_layers": 0}), "num_layers is 0"),
     "remat_names": (lambda: small(stack={"remat": "names"}), "need remat_names"),
