@@ -3,11 +3,12 @@
 from t5x_like.config.bindings import ConfigError
 from t5x_like.config.explain import explain, field_docs, print_config
 from t5x_like.config.resolve import Config, parse_config
-from t5x_like.config.save import difference, operative_config_text, save_run_config, to_dict
+from t5x_like.config.save import config_text, difference, operative_config_text, save_run_config, to_dict
 
 __all__ = [
     "Config",
     "ConfigError",
+    "config_text",
     "difference",
     "explain",
     "field_docs",

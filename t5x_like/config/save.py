@@ -8,6 +8,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 import t5x_like
 from t5x_like.checkpoints.run_directory import write_atomic
 from t5x_like.config.bindings import Bindings, Reference, macros_in, unparse
+from t5x_like.config.check import default_of, fields_of
 from t5x_like.config.resolve import Config, Node, has_objects
 from t5x_like.errors import UserError
 
@@ -67,6 +69,43 @@ def _add_macros(expression: Any, bindings: Bindings, macros: set[str]) -> None:
     for name in macros_in(expression):
         macros.add(name)
         _add_macros(bindings.history[name][-1].value, bindings, macros)
+
+
+def config_text(macro: str, value: Any) -> str:
+    """Returns a gin file that binds `macro` to a configurable object: what differs from the defaults.
+
+    Of unequal objects of one class, each has a scope named by its path, and all of its fields are written.
+    """
+    objects = list(_objects(value, ""))
+    paths = {item: path.replace(".", "_") for path, item in reversed(objects)}
+    classes = [type(item) for item in paths]
+    scoped = {cls for cls in classes if classes.count(cls) > 1}
+
+    def name(item: Any) -> str:
+        return f"{paths[item]}/{type(item).__name__}" if type(item) in scoped else type(item).__name__
+
+    def shown(setting: Any) -> str:
+        return f"@{name(setting)}()" if has_objects(setting) else unparse(setting)
+
+    blocks = []
+    for item in dict.fromkeys(item for _, item in objects):
+        settings = {field: getattr(item, field) for field in fields_of(type(item))}
+        blocks.append(
+            "\n".join(
+                f"{name(item)}.{field} = {shown(setting)}"
+                for field, setting in settings.items()
+                if {type(item), type(setting)} & scoped or setting != default_of(fields_of(type(item))[field])
+            )
+        )
+    return "\n\n".join([f"{macro} = @{name(value)}()", *filter(None, blocks)]) + "\n"
+
+
+def _objects(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """An object and all in its fields, each with the path of the field."""
+    yield path, value
+    for field in fields_of(type(value)):
+        if has_objects(part := getattr(value, field)):
+            yield from _objects(part, f"{path}.{field}" if path else field)
 
 
 def to_dict(value: Any) -> Any:

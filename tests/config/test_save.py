@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -5,7 +6,8 @@ import sys
 import jax
 import pytest
 
-from t5x_like.config import difference, operative_config_text, parse_config, save_run_config, to_dict
+from t5x_like.config import config_text, difference, operative_config_text, parse_config, save_run_config, to_dict
+from t5x_like.configurable import REGISTRY
 from t5x_like.errors import UserError
 
 SCOPED = """
@@ -120,3 +122,45 @@ def test_an_unwritable_directory(configure, toys, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/run cannot be written"):
         save_run_config(tmp_path / "file" / "run", config, config.build(toys.Job))
+
+
+def objects(toys):
+    net = toys.Net(num_layers=2, feedforward=toys.Experts(width=3))
+    plain = toys.Job(net=net, steps=1)
+    last = toys.Job(net=dataclasses.replace(net, last_norm=toys.Norm()), steps=1)
+    both = dataclasses.replace(net, norm=toys.Norm(epsilon=0.1), last_norm=toys.Norm(epsilon=0.1))
+    named = toys.Job(net=both, steps=1, model_dir="it's", speed=toys.Speed.FAST, train=toys.Source(files=("a",)))
+    return plain, last, named
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_file_of_an_object_rebuilds_it(number, toys, tmp_path, monkeypatch):
+    job = objects(toys)[number]
+    (tmp_path / "job.gin").write_text(config_text("JOB", job) + "Root.job = %JOB\n")
+    monkeypatch.setitem(REGISTRY, "Root", Root := dataclasses.make_dataclass("Root", [("job", toys.Job)]))
+    assert parse_config([str(tmp_path / "job.gin")]).build(Root).job == job
+
+
+def test_the_file_of_an_object_is_short(toys):
+    assert config_text("JOB", objects(toys)[2]) == (
+        """JOB = @Job()
+
+Job.net = @Net()
+Job.steps = 1
+Job.model_dir = "it's"
+Job.train = @Source()
+Job.speed = 'FAST'
+
+Net.num_layers = 2
+Net.feedforward = @Experts()
+Net.norm = @Norm()
+Net.last_norm = @Norm()
+
+Experts.width = 3
+
+Norm.epsilon = 0.1
+
+Source.files = ('a',)
+"""
+    )
+    assert "Net.last_norm = @net_last_norm/Norm()" in config_text("JOB", objects(toys)[0])
