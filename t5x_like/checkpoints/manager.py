@@ -225,7 +225,9 @@ class Checkpoints:
             self._check_space(state)
             with _orbax_options():
                 # Overwrites: on gs://, where nothing is renamed, the leftovers of a killed save have the final name.
-                tree = traverse_util.unflatten_dict(_by_name(_snapshot(state)))
+                # Nobody donates the buffers of a state whose save is waited for.
+                written = _snapshot(state) if self.config.asynchronous else state
+                tree = traverse_util.unflatten_dict(_by_name(written))
                 response = ocp.save_async(self._path(step), tree, custom_metadata=record, overwrite=True)
         except OSError as error:
             self._failed(step, error)

@@ -27,6 +27,8 @@ class RunDirectory:
       config: the configuration and the environment (versions, devices, ...), in JSON.
       data: directory of what data preparation keeps, e.g. a trained tokenizer.
       tensorboard: directory of TensorBoard events.
+      model_config: of an imported model, in gin, to be included by a run file.
+      huggingface: of an imported model, `config.json` and the tokenizer's files as they were.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -38,6 +40,8 @@ class RunDirectory:
         self.config = self.path / "config.json"
         self.data = self.path / "data"
         self.tensorboard = self.path / "tensorboard"
+        self.model_config = self.path / "model.gin"
+        self.huggingface = self.path / "huggingface"
 
     def require(self) -> None:
         """Checks that a run was started here; for commands that only read.

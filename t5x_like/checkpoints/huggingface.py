@@ -1,0 +1,252 @@
+"""Models in Hugging Face directories: read into our parameters, and written from them.
+
+No value changes on the way: tensors are transposed, reshaped, split, fused and stacked, and keep every bit. Only one
+tensor at a time is in the host's memory.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from t5x_like.checkpoints.families import FAMILIES
+from t5x_like.checkpoints.families.family import Family, Fields
+from t5x_like.checkpoints.name_map import Entry, bind
+from t5x_like.checkpoints.safetensors import StoredTensor, Tensor, open_tensors, write_tensors
+from t5x_like.errors import UserError
+from t5x_like.models.parameters import InitializerConfig, Params
+from t5x_like.models.transformer import DecoderConfig
+from t5x_like.sharding.logical import shardings
+
+CONFIG = "config.json"
+
+BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+"""Tensors in older files that hold no weights: causal masks and rotary frequencies."""
+
+
+class Source(NamedTuple):
+    """What `config.json` says.
+
+    Attributes:
+      family: of the model.
+      config: of the model, its vocabulary without padding.
+    """
+
+    family: Family
+    config: DecoderConfig
+
+
+def read_config(directory: Path) -> Source:
+    """Reads a directory's config.json.
+
+    Raises:
+      UserError: if the family, a field or the value of a field is not supported.
+    """
+    fields = Fields.of_file(directory / CONFIG)
+    family = FAMILIES.get(fields.values.get("model_type"))
+    if family is None:
+        raise fields.unsupported("model_type", f"known are {', '.join(FAMILIES)}")
+    config = family.read(fields)
+    fields.check_all_taken(family.inert)
+    dtype = fields.values.get("dtype") or fields.values.get("torch_dtype") or "float32"
+    return Source(family, dataclasses.replace(config, dtype="float32" if dtype == "float32" else "bfloat16"))
+
+
+def import_params(
+    directory: Path,
+    family: Family,
+    config: DecoderConfig,
+    *,
+    vocab_size: int,
+    shapes: Params,
+    axes: Params,
+    mesh: Mesh,
+) -> tuple[Params, str]:
+    """Reads the weights of a Hugging Face directory, tensor by tensor, onto the mesh.
+
+    Args:
+      directory: with .safetensors files.
+      family: the model's.
+      config: of the model.
+      vocab_size: tokens in the files; where `config.vocab_size` is larger, the rows added are the mean of the others,
+        so that they change log-probabilities by at most log(1 + added / vocab_size).
+      shapes: of the model's parameters.
+      axes: their logical axes.
+      mesh: where the parameters will be.
+
+    Returns:
+      float32 parameters, and the name of the files' dtype (float32 if they mix several).
+
+    Raises:
+      UserError: if tensors are missing, left over, of the wrong shape, or cannot be read.
+    """
+    tensors = _canonical_names(open_tensors(directory), family)
+    entries = bind(family.rules, config, shapes, vocab_size)
+    _check_tied_head(directory, tensors, config, entries[0])
+    _check_tensors(directory, tensors, entries)
+    places = traverse_util.flatten_dict(shardings(axes, shapes, mesh))
+    flat_shapes = traverse_util.flatten_dict(shapes)
+    params: dict[tuple[str, ...], Array] = {}
+    for entry in entries:
+        stored = tensors[entry.name].read()
+        for part in entry.parts:
+            # A copy, so that no array depends on the file.
+            value = np.array(entry.part_of(stored, part), np.float32, order="C")
+            shape, sharding = flat_shapes[part.path].shape, places[part.path]
+            if part.layer is None:
+                params[part.path] = jax.device_put(_padded(value, shape[0]), sharding)
+                continue
+            if part.path not in params:
+                params[part.path] = jnp.zeros(shape, jnp.float32, device=sharding)
+            layer = jax.device_put(value, NamedSharding(mesh, PartitionSpec(*sharding.spec[1:])))
+            params[part.path] = _set_layer(params[part.path], layer, part.layer, sharding)
+    dtypes = {tensors[entry.name].dtype.name for entry in entries}
+    return traverse_util.unflatten_dict(params), dtypes.pop() if len(dtypes) == 1 else "float32"
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames="sharding")
+def _set_layer(stacked: Array, layer: Array, index: int, sharding: NamedSharding) -> Array:
+    return lax.with_sharding_constraint(lax.dynamic_update_index_in_dim(stacked, layer, index, 0), sharding)
+
+
+def _padded(value: Float[np.ndarray, "rows ..."], num_rows: int) -> Float[np.ndarray, "num_rows ..."]:
+    added = num_rows - len(value)
+    return value if not added else np.concatenate([value, np.repeat(value.mean(0, keepdims=True), added, axis=0)])
+
+
+def _canonical_names(tensors: dict[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
+    """Without buffers, and with the prefix that files of a bare model lack (those of GPT-2, for one)."""
+    tensors = {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
+    if any(name.startswith(family.prefix) for name in tensors):
+        return tensors
+    return {name if name.startswith("lm_head.") else family.prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _check_tied_head(
+    directory: Path, tensors: dict[str, StoredTensor], config: DecoderConfig, embedding: Entry
+) -> None:
+    """Drops the copy of a tied embedding that some files keep, if it is one."""
+    head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
+    if head is not None and embedding.name in tensors:
+        rows, copy = tensors[embedding.name].read(), head.read()
+        if not np.array_equal(rows, copy):
+            raise UserError(
+                f"{directory} has lm_head.weight that differs from {embedding.name}, but config.json ties them: "
+                'set "tie_word_embeddings": false there.'
+            )
+
+
+def _check_tensors(directory: Path, tensors: dict[str, StoredTensor], entries: list[Entry]) -> None:
+    needed = {entry.name: entry.shape for entry in entries}
+    problems = [f"missing: {name} {list(shape)}" for name, shape in needed.items() if name not in tensors]
+    problems += [f"left over: {name} {list(tensors[name].shape)}" for name in sorted(set(tensors) - set(needed))]
+    problems += [
+        f"misshaped: {name} is {list(tensors[name].shape)}, needed is {list(shape)}"
+        for name, shape in needed.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if problems:
+        more = [f"... and {len(problems) - 8} more"] if len(problems) > 8 else []
+        raise UserError(
+            "\n  ".join([f"The tensors in {directory} are not those of its config.json:", *problems[:8], *more])
+        )
+
+
+def choose_family(config: DecoderConfig, max_length: int) -> tuple[Family, dict[str, Any]]:
+    """The family that can hold a model, and the fields of its config.json.
+
+    A family can, if its config.json reads back as the same model.
+
+    Raises:
+      UserError: if none can, with what the nearest would need.
+    """
+    wanted, differences = _architecture(config), {}
+    for family in FAMILIES.values():
+        fields = {"model_type": family.model_type, **family.write(config, max_length)}
+        read = _architecture(family.read(Fields(Path(CONFIG), json.loads(json.dumps(fields)))))
+        differences[family.model_type] = _differences(wanted, read)
+        if not differences[family.model_type]:
+            return family, {"architectures": [family.architecture], **fields}
+    nearest = min(differences, key=lambda name: len(differences[name]))
+    raise UserError(
+        f"No Hugging Face family can hold this model; the nearest, {nearest}, would need:\n  "
+        + "\n  ".join(differences[nearest])
+    )
+
+
+def _architecture(config: DecoderConfig) -> DecoderConfig:
+    """What decides the model's parameters and what it computes from them; the rest at its defaults."""
+    attention = config.stack.block.attention
+    attention = dataclasses.replace(
+        attention, num_kv_heads=attention.kv_heads, head_dim=attention.head_size(config.d_model)
+    )
+    block = dataclasses.replace(config.stack.block, attention=attention)
+    init = InitializerConfig()
+    return dataclasses.replace(
+        config,
+        stack=dataclasses.replace(config.stack, block=block, scan_layers=True, remat="none", remat_names=()),
+        kernel_init=init,
+        residual_init="same",
+        embedding_init=init,
+        dtype="float32",
+    )
+
+
+def _differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    if ours == theirs:
+        return []
+    if type(ours) is not type(theirs) or not dataclasses.is_dataclass(ours):
+        return [f"{path}: {theirs!r} (here {ours!r})"]
+    names = [field.name for field in dataclasses.fields(ours)]
+    pairs = ((name, getattr(ours, name), getattr(theirs, name)) for name in names)
+    return [line for name, a, b in pairs for line in _differences(a, b, f"{path}.{name}" if path else name)]
+
+
+def export_params(
+    directory: Path,
+    family: Family,
+    config: DecoderConfig,
+    params: Params,
+    *,
+    vocab_size: int,
+    dtype: str,
+    max_file_bytes: int,
+) -> list[str]:
+    """Writes parameters as safetensors files, and returns their names.
+
+    Args:
+      directory: exists.
+      family: that can hold the model.
+      config: of the model.
+      params: its parameters, on any mesh.
+      vocab_size: rows of embedding and head to write; more are padding.
+      dtype: of the files.
+      max_file_bytes: bound of a file.
+    """
+    entries = bind(family.rules, config, params, vocab_size)
+    return write_tensors(directory, _exported(entries, params, np.dtype(jnp.dtype(dtype))), max_file_bytes)
+
+
+def _exported(entries: list[Entry], params: Params, dtype: np.dtype) -> Iterator[Tensor]:
+    flat = traverse_util.flatten_dict(params)
+
+    def value(entry: Entry) -> np.ndarray:
+        parts = []
+        for path, layer, shape, *_ in entry.parts:
+            array = flat[path] if layer is None else lax.dynamic_index_in_dim(flat[path], layer, 0, keepdims=False)
+            parts.append(np.asarray(array)[: shape[0]])  # Without the rows that pad the vocabulary.
+        return entry.fuse(parts).astype(dtype)
+
+    for entry in entries:
+        yield Tensor(entry.name, entry.shape, dtype, partial(value, entry))
