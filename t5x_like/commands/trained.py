@@ -20,7 +20,7 @@ from t5x_like.sharding.logical import shardings
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.setup import with_vocabulary
-from t5x_like.training.state import model_spec
+from t5x_like.training.state import ModelSpec, model_spec
 
 
 class Trained(NamedTuple):
@@ -62,11 +62,18 @@ def load_trained(values: flags.FlagValues) -> Trained | None:
     manifest = checkpoints.manifest(step)
     tokenizer = load_tokenizer(directory.data, manifest["tokenizer"])
     spec = model_spec(with_vocabulary(experiment.model, manifest["vocab_size"]))
+    params = restore_params(checkpoints, spec, mesh, step, use_ema=experiment.run.ema_decay is not None)
+    return Trained(experiment, directory, mesh, spec.graphdef, params, tokenizer, step)
+
+
+def restore_params(
+    checkpoints: Checkpoints, spec: ModelSpec, mesh: Mesh, step: int | None, *, use_ema: bool = False
+) -> Params:
+    """The parameters of a checkpoint, or their average, laid out on the mesh."""
     placed = shardings(spec.axes, spec.params, mesh)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), spec.params, placed)
-    name = "params" if experiment.run.ema_decay is None else "ema"
-    params = checkpoints.restore({name: target}, step, partial=True)[name]
-    return Trained(experiment, directory, mesh, spec.graphdef, params, tokenizer, step)
+    name = "ema" if use_ema else "params"
+    return checkpoints.restore({name: target}, step, partial=True)[name]
 
 
 def chosen_step(checkpoints: Checkpoints, wanted: str) -> int | None:

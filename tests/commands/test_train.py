@@ -244,4 +244,6 @@ def test_every_shipped_file_is_part_of_a_run():
     top = SHIPPED_RUNS[0].parents[1]
     included = {name for run in SHIPPED_RUNS for name in re.findall(r"include '(.*)'", run.read_text())}
     files = {str(path.relative_to(top)) for path in top.rglob("*.gin")} - {f"runs/{run.name}" for run in SHIPPED_RUNS}
-    assert files == included - {"runs/nanogpt_char.gin"}
+    # Models of published sizes are there for runs to come.
+    assert {name for name in files - included if not name.startswith("models/")} == set()
+    assert included - {"runs/nanogpt_char.gin"} <= files
