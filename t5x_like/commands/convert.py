@@ -175,7 +175,8 @@ def export_model(directory: RunDirectory, work: Path, mesh: Mesh, step: str, max
         dtype=saved.dtype,
         max_file_bytes=max_file_bytes,
     )
-    return f"{family.model_type}, {num_parameters(saved.params):,} parameters as {saved.dtype} in {len(files)} file(s)"
+    count = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return f"{family.model_type}, {num_parameters(saved.params):,} parameters as {saved.dtype} in {count}"
 
 
 def load_saved(directory: RunDirectory, mesh: Mesh, step: str) -> Saved:

@@ -16,6 +16,9 @@ from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.state import model_spec
 from tests import families
 
+torch = pytest.importorskip("torch", reason="needs the extra: hf")
+transformers = pytest.importorskip("transformers", reason="needs the extra: hf")
+
 pytestmark = pytest.mark.hf
 
 ONE_DEVICE = build_mesh(MeshConfig(), jax.devices()[:1])
@@ -96,7 +99,6 @@ def test_padding_on_the_left_is_not_seen(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen3_biases", "gpt2"])
 def test_gradients_agree(name, tmp_path, record_property):
-    import torch
     from safetensors.numpy import load_file
 
     theirs = families.build(name, **({"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0} if name == "gpt2" else {}))
@@ -170,7 +172,6 @@ def test_a_padded_vocabulary_hardly_changes_probabilities_and_is_not_exported(na
 
 
 def test_bfloat16_files_come_back_bit_for_bit(tmp_path):
-    import torch
     from safetensors.torch import load_file
 
     families.save(families.build("llama").to(torch.bfloat16), tmp_path)
@@ -216,7 +217,6 @@ ROTARY = {
 
 @pytest.mark.parametrize("fields", ROTARY.values(), ids=ROTARY)
 def test_rotary_fields_mean_what_they_mean_to_transformers(fields, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs the extra: hf")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     fields = {**families.SMALL, "head_dim": 32, "max_position_embeddings": 4096, **fields}

@@ -85,6 +85,10 @@ def test_a_trained_model_goes_there_and_back(trained, tmp_path, capsys):
         layer = jax.tree.map(lambda a, i=i: a[i], layers)
         jax.tree.map(np.testing.assert_array_equal, layer, run_layers[str(i)])
 
+    # It is no run: nothing says what data it would go on with.
+    assert main(["generate", f"--model_dir={tmp_path}/again"]) == 2
+    assert main(["train", f"--gin_file={trained}/run/operative_config.gin", f"--gin.MODEL_DIR={tmp_path}/again"]) == 2
+
     assert main(["convert", f"--from={tmp_path}/again", f"--to={tmp_path}/hf", "--step=0"]) == 0
     assert_same(arrays(tmp_path / "hf"), arrays(exported))
     assert (tmp_path / "hf" / "config.json").read_text() == (exported / "config.json").read_text()

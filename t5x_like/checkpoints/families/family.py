@@ -85,6 +85,11 @@ class Fields:
         value = self.values.get(name)
         return default if value is None else value
 
+    def take_nullable(self, name: str, default: Any) -> Any:
+        """As `take`, where null is a value of its own and not the default."""
+        self._left.discard(name)
+        return self.values.get(name, default)
+
     def need(self, name: str) -> Any:
         value = self.take(name)
         if value is None:

@@ -8,8 +8,7 @@ from t5x_like.models.transformer import DecoderConfig
 
 
 def _read(fields: Fields) -> DecoderConfig:
-    # Absent is the family's default; null is no window.
-    window = fields.take("sliding_window", None if "sliding_window" in fields.values else 4096)
+    window = fields.take_nullable("sliding_window", 4096)
     return read_decoder(fields, norm=read_norm(fields), attention={"window": window})
 
 

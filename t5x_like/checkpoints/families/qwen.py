@@ -9,7 +9,7 @@ from t5x_like.models.transformer import DecoderConfig
 
 def _read_window(fields: Fields) -> int | None:
     """The window, where all layers have the same."""
-    num_layers, window = fields.need("num_hidden_layers"), fields.take("sliding_window", 4096)
+    num_layers, window = fields.need("num_hidden_layers"), fields.take_nullable("sliding_window", 4096)
     slides, first = fields.take("use_sliding_window", False), fields.take("max_window_layers", 28)
     sliding = lambda layer: "sliding_attention" if slides and layer >= first else "full_attention"
     kinds = set(fields.take("layer_types", map(sliding, range(num_layers))))
