@@ -1,6 +1,7 @@
 """Attention behind one door; see door.py."""
 
+from t5x_like.kernels.attention.biases import RelativeBias
 from t5x_like.kernels.attention.door import attention
 from t5x_like.kernels.attention.masks import MaskSpec
 
-__all__ = ["MaskSpec", "attention"]
+__all__ = ["MaskSpec", "RelativeBias", "attention"]

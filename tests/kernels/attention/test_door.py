@@ -2,12 +2,13 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention import MaskSpec, attention, door
+from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, capabilities, door
 
 Q = K = V = jnp.ones((2, 3, 4, 8))
 
@@ -24,7 +25,7 @@ def messages(monkeypatch):
 def picky(monkeypatch):
     """A backend, preferred to the reference, that has no soft-cap and answers 7."""
     backend = door.Backend(
-        run=lambda call: jnp.full(call.q.shape, 7.0),
+        run=lambda call: (jnp.full(call.q.shape, 7.0), None),
         refusal=lambda call: None if call.soft_cap is None else "it has no soft-cap",
     )
     monkeypatch.setattr(door, "BACKENDS", {"picky": backend, **door.BACKENDS})
@@ -49,8 +50,33 @@ def test_a_named_backend_refuses_instead_of_falling_back(picky):
         attention(Q, K, V, soft_cap=2.0, backend="picky")
 
 
+def test_auto_does_not_keep_too_many_scores(messages, monkeypatch):
+    monkeypatch.setattr(capabilities, "AUTO_MAX_SCORES", 2 * 4 * 3 * 3 - 1)
+    attention(Q, K, V)
+    assert "attention: chunked" in messages[0]
+    assert "reference because it would keep 72 scores, more than 71" in messages[0]
+    attention(Q, K, V, bias=jnp.zeros((1, 1, 3, 3)))
+    assert "attention: reference" in messages[1]
+    attention(Q, K, V, backend="reference")
+    assert messages[2] == "attention: reference, as asked for."
+
+
+@pytest.mark.parametrize(("length", "backend"), [(512, "reference"), (513, "chunked")])
+def test_auto_takes_chunks_for_long_rows_on_cpu(messages, length, backend):
+    q = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+    jax.eval_shape(attention, q, q, q)
+    assert f"attention: {backend}" in messages[0]
+
+
+def test_auto_says_so_if_nothing_suits(monkeypatch):
+    reserved = door.Backend(door.BACKENDS["reference"].run, lambda call: None, lambda call: "it is slow")
+    monkeypatch.setattr(door, "BACKENDS", {"reference": reserved})
+    with pytest.raises(UserError, match=r"no backend suits: reference because it is slow\. Name one that can: ref"):
+        attention(Q, K, V)
+
+
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(UserError, match="no backend 'flash': choose from auto, reference"):
+    with pytest.raises(UserError, match="no backend 'flash': choose from auto, tpu, reference, chunked"):
         attention(Q, K, V, backend="flash")
 
 
@@ -67,6 +93,11 @@ IDS = jnp.ones((2, 3), jnp.int32)
         ({"segment_ids": (IDS, IDS[:, :2])}, "segment_ids of the keys have shape (2, 2)"),
         ({"segment_ids": (IDS[:1], IDS)}, "segment_ids of the queries have shape (1, 3)"),
         ({"positions": (IDS[0], IDS)}, "positions of the queries have shape (3,)"),
+        ({"relative_bias": (RelativeBias(), jnp.ones((4, 31)))}, "relative_bias has shape (4, 31): give (4, 32)"),
+        ({"alibi_slopes": jnp.ones(3)}, "alibi_slopes has shape (3,): give (4,)"),
+        ({"sinks": jnp.ones((1, 4))}, "sinks has shape (1, 4): give (4,)"),
+        ({"bias": jnp.ones((2, 4, 3, 5))}, "bias has shape (2, 4, 3, 5): give [batch, heads, q_length, kv_length]"),
+        ({"bias": jnp.ones((3, 3))}, "bias has shape (3, 3)"),
         ({"dropout_rate": 0.5}, "needs a dropout_key"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
     ],
@@ -80,3 +111,11 @@ def test_default_positions_count_from_zero():
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 4, 8)).astype(np.float32)
     given = attention(q, k, v, mask=MaskSpec(causal=True), positions=(np.arange(3)[None], np.arange(3)[None]))
     np.testing.assert_array_equal(given, attention(q, k, v, mask=MaskSpec(causal=True)))
+
+
+def test_a_number_stands_for_consecutive_positions():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 4, 8)).astype(np.float32)
+    arrays = ((np.arange(3) + 4)[None], (np.arange(3) + 3)[None])
+    mask = MaskSpec(causal=True, chunk=2)
+    expected = attention(q, k, v, mask=mask, positions=arrays)
+    np.testing.assert_array_equal(attention(q, k, v, mask=mask, positions=(4, jnp.int32(3))), expected)

@@ -19,6 +19,10 @@ def test_pictures():
     assert picture(MaskSpec(causal=True)) == ["#...", "##..", "###.", "####"]
     assert picture(MaskSpec(causal=True, window=(1, None))) == ["#...", "##..", ".##.", "..##"]
     assert picture(MaskSpec(window=(0, 1))) == ["##..", ".##.", "..##", "...#"]
+    assert picture(MaskSpec(causal=True, prefix=2)) == ["##..", "##..", "###.", "####"]
+    assert picture(MaskSpec(causal=True, prefix=3, window=(1, None))) == ["###.", "###.", ".##.", "..##"]
+    assert picture(MaskSpec(chunk=3)) == ["###.", "###.", "###.", "...#"]
+    assert picture(MaskSpec(causal=True, chunk=2)) == ["#...", "##..", "..#.", "..##"]
     segments = np.asarray([[1, 1, 2, 0]])
     assert picture(MaskSpec(), segment_ids=(segments, segments)) == ["##..", "##..", "..#.", "...."]
 
@@ -27,3 +31,16 @@ def test_pictures():
 def test_an_impossible_window_is_refused(window):
     with pytest.raises(UserError, match=r"MaskSpec\.window"):
         MaskSpec(window=window)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chunk": 0}, "MaskSpec.chunk is 0"),
+        ({"causal": True, "prefix": -1}, "MaskSpec.prefix is -1"),
+        ({"prefix": 2}, "MaskSpec.prefix is 2 without causal"),
+    ],
+)
+def test_other_impossible_rules_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        MaskSpec(**arguments)

@@ -12,32 +12,36 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from t5x_like.kernels.attention import MaskSpec, attention
+from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
+from t5x_like.kernels.attention.logits import MASK_VALUE
 
 HEAD_DIM = 4
 
 
-def naive(q, k, v, *, mask=MaskSpec(), segment_ids=None, positions=None, soft_cap=None):
-    """One query at a time, in float64, over the list of keys it may attend to."""
+def naive(q, k, v, bias=0.0, sinks=None, *, mask=MaskSpec(), segment_ids=None, positions=None, soft_cap=None):
+    """One query at a time, in float64, over the list of keys it may attend to; and the log-sum-exp."""
     batch, q_length, heads, head_dim = q.shape
     kv_length, kv_heads = k.shape[1:3]
-    out = np.zeros(q.shape)
+    bias = np.broadcast_to(bias, (batch, heads, q_length, kv_length))
+    out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], MASK_VALUE)
     for b, n, t in itertools.product(range(batch), range(heads), range(q_length)):
         keys = [s for s in range(kv_length) if may_attend(b, t, s, mask, segment_ids, positions)]
-        if keys:
-            shared = n // (heads // kv_heads)
-            logits = k[b, keys, shared] @ q[b, t, n] / np.sqrt(head_dim)
-            logits = logits if soft_cap is None else soft_cap * np.tanh(logits / soft_cap)
-            exponentials = np.exp(logits - logits.max())
-            out[b, t, n] = exponentials @ v[b, keys, shared] / exponentials.sum()
-    return out
+        shared = n // (heads // kv_heads)
+        logits = k[b, keys, shared] @ q[b, t, n] / np.sqrt(head_dim) + bias[b, n, t, keys]
+        logits = logits if soft_cap is None else soft_cap * np.tanh(logits / soft_cap)
+        total = np.exp(logits).sum() + (0 if sinks is None else np.exp(sinks[n]))
+        if total:
+            out[b, t, n] = np.exp(logits) @ v[b, keys, shared] / total
+            lse[b, t, n] = np.log(total)
+    return out, lse
 
 
 def may_attend(b, t, s, mask, segment_ids, positions):
     q_position, kv_position = (t, s) if positions is None else (positions[0][b, t], positions[1][b, s])
     before, after = mask.window
     return not (
-        (mask.causal and kv_position > q_position)
+        (mask.causal and kv_position > q_position and kv_position >= (mask.prefix or 0))
+        or (mask.chunk is not None and kv_position // mask.chunk != q_position // mask.chunk)
         or (before is not None and kv_position < q_position - before)
         or (after is not None and kv_position > q_position + after)
         or (segment_ids is not None and segment_ids[0][b, t] != segment_ids[1][b, s])
@@ -45,10 +49,10 @@ def may_attend(b, t, s, mask, segment_ids, positions):
     )
 
 
-def arrays(seed, batch=2, q_length=5, kv_length=5, heads=4, kv_heads=2):
+def arrays(seed, batch=2, q_length=5, kv_length=5, heads=4, kv_heads=2, v_dim=HEAD_DIM):
     rng = np.random.default_rng(seed)
-    shapes = [(q_length, heads)] + [(kv_length, kv_heads)] * 2
-    return [rng.normal(size=(batch, *shape, HEAD_DIM)).astype(np.float32) for shape in shapes]
+    shapes = [(q_length, heads, HEAD_DIM), (kv_length, kv_heads, HEAD_DIM), (kv_length, kv_heads, v_dim)]
+    return [rng.normal(size=(batch, *shape)).astype(np.float32) for shape in shapes]
 
 
 @st.composite
@@ -61,35 +65,84 @@ def calls(draw):
     def pair(low, high):
         return tuple(rng.integers(low, high, (2, length)).astype(np.int32) for length in (q_length, kv_length))
 
+    causal = draw(st.booleans())
     options = {
-        "mask": MaskSpec(causal=draw(st.booleans()), window=(draw(side), draw(side))),
+        "mask": MaskSpec(
+            causal=causal,
+            window=(draw(side), draw(side)),
+            chunk=draw(st.sampled_from([None, None, 3])),
+            prefix=draw(st.sampled_from([None, 2])) if causal else None,
+        ),
         "segment_ids": pair(0, 3) if draw(st.booleans()) else None,
         "positions": pair(0, 9) if draw(st.booleans()) else None,
         "soft_cap": draw(st.sampled_from([None, 1.5])),
     }
-    return arrays(rng, 2, q_length, kv_length, kv_heads * group, kv_heads), options, rng
+    heads = kv_heads * group
+    trained = arrays(rng, 2, q_length, kv_length, heads, kv_heads, v_dim=draw(st.sampled_from([4, 3])))
+    if draw(st.booleans()):
+        full = (2, heads, q_length, kv_length)
+        trained.append(rng.normal(size=[draw(st.sampled_from([1, size])) for size in full]).astype(np.float32))
+        if draw(st.booleans()):
+            trained.append(rng.normal(size=heads).astype(np.float32))
+    return trained, options, rng
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(calls())
 def test_equals_naive_with_all_gradients(call):
-    qkv, options, rng = call
-    cotangent = rng.normal(size=qkv[0].shape)
+    trained, options, rng = call
+    names = ("q", "k", "v", "bias", "sinks")[: len(trained)]
+    weights = rng.normal(size=(*trained[0].shape[:3], trained[2].shape[3]))
 
-    def loss(*qkv):
-        out = attention(*qkv, **options)
-        return jnp.sum(out * cotangent), out
+    def total(o, lse):
+        return (o * weights).sum() + 0.1 * (lse * (lse > MASK_VALUE / 2)).sum()
 
-    gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
-    wide = [array.astype(np.float64) for array in qkv]
-    np.testing.assert_allclose(out, naive(*wide, **options), atol=2e-6)
-    for i, gradient in enumerate(gradients):
-        direction = rng.normal(size=gradient.shape)
+    def loss(trained):
+        o, lse = attention(**trained, **options, return_lse=True)
+        return total(o, lse), (o, lse)
+
+    gradients, results = jax.jit(jax.grad(loss, has_aux=True))(dict(zip(names, trained, strict=True)))
+    wide = [array.astype(np.float64) for array in trained]
+    for ours, expected in zip(results, naive(*wide, **options), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=2e-6, atol=2e-6)
+    for i, name in enumerate(names):
+        direction = rng.normal(size=trained[i].shape)
         ends = [
-            np.sum(cotangent * naive(*wide[:i], wide[i] + step * direction, *wide[i + 1 :], **options))
-            for step in (1e-5, -1e-5)
+            total(*naive(*wide[:i], wide[i] + step * direction, *wide[i + 1 :], **options)) for step in (1e-5, -1e-5)
         ]
-        np.testing.assert_allclose(np.sum(gradient * direction), (ends[0] - ends[1]) / 2e-5, rtol=2e-4, atol=2e-4)
+        slope = (ends[0] - ends[1]) / 2e-5
+        np.testing.assert_allclose(np.sum(gradients[name] * direction), slope, rtol=2e-4, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("positions", [None, (3, 1), "arrays"])
+def test_relative_bias_and_alibi_equal_a_general_bias(positions):
+    q, k, v = arrays(0, q_length=5, kv_length=7)
+    table = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)
+    slopes = np.asarray([0.5, 0.25, 0.125, 0.0625], np.float32)
+    if positions == "arrays":
+        positions = tuple(np.random.default_rng(2).integers(0, 30, (2, n)) for n in (5, 7))
+        relative = positions[1][:, None, :] - positions[0][:, :, None]
+    else:
+        starts = positions or (0, 0)
+        relative = (np.arange(7) + starts[1])[None, None, :] - (np.arange(5) + starts[0])[None, :, None]
+    buckets = RelativeBias(8, 12).buckets()[np.clip(relative, -12, 12) + 12]
+
+    def general(table):
+        bias = jnp.moveaxis(table[:, buckets], 0, 1) - slopes[:, None, None] * np.abs(relative)[:, None]
+        return jnp.sum(jnp.sin(attention(q, k, v, bias=bias)))
+
+    def special(table):
+        bias = {"relative_bias": (RelativeBias(8, 12), table), "alibi_slopes": slopes}
+        return jnp.sum(jnp.sin(attention(q, k, v, positions=positions, **bias)))
+
+    for ours, expected in zip(*(jax.value_and_grad(f)(table) for f in (special, general)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_no_gradient_flows_to_slopes():
+    q, k, v = arrays(0)
+    gradient = jax.grad(lambda slopes: attention(q, k, v, alibi_slopes=slopes).sum())(jnp.ones(4))
+    assert not gradient.any()
 
 
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)])

@@ -1,0 +1,133 @@
+"""Writes the tables of docs/kernels.md from the code.
+
+python scripts/document_kernels.py                       the tables of backends and of block sizes
+python scripts/document_kernels.py --check               says whether they are up to date
+python scripts/document_kernels.py --compiled FILE       also the table of what the TPU compiler said: FILE holds the
+                                                         lines of tests/kernels/attention/compile_for_tpu.py
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from t5x_like.errors import UserError
+from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
+from t5x_like.kernels.attention.block_sizes import TUNINGS
+from t5x_like.kernels.attention.door import BACKENDS
+from t5x_like.kernels.attention.target import compiling_for
+
+PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
+BATCH, LENGTH, HEADS, DIM = 1, 256, 4, 64
+
+
+def arrays(dtype=jnp.bfloat16, kv_heads=HEADS, dim=DIM, v_dim=DIM, kv_length=LENGTH):
+    shape = lambda *sizes: jax.ShapeDtypeStruct((BATCH, *sizes), dtype)
+    return {
+        "q": shape(LENGTH, HEADS, dim),
+        "k": shape(kv_length, kv_heads, dim),
+        "v": shape(kv_length, kv_heads, v_dim),
+    }
+
+
+IDS = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+TABLE = jax.ShapeDtypeStruct((HEADS, 32), jnp.float32)
+PER_HEAD = jax.ShapeDtypeStruct((HEADS,), jnp.float32)
+FEATURES = {
+    "causal": {"mask": MaskSpec(causal=True)},
+    "sliding window, either side": {"mask": MaskSpec(window=(128, 16))},
+    "chunks": {"mask": MaskSpec(causal=True, chunk=128)},
+    "prefix": {"mask": MaskSpec(causal=True, prefix=32)},
+    "packing (segment ids)": {"segment_ids": (IDS, IDS)},
+    "positions as arrays": {"positions": (IDS, IDS), "mask": MaskSpec(causal=True)},
+    "positions as offsets": {"positions": (7, 0), "mask": MaskSpec(causal=True)},
+    "unequal lengths": arrays(kv_length=200),
+    "grouped and multi-query heads": arrays(kv_heads=1),
+    "T5 relative bias, trainable": {"relative_bias": TABLE},
+    "T5 relative bias with position arrays": {"relative_bias": TABLE, "positions": (IDS, IDS)},
+    "ALiBi": {"alibi_slopes": PER_HEAD},
+    "soft-cap": {"soft_cap": 30.0},
+    "sinks": {"sinks": PER_HEAD},
+    "log-sum-exp": {"return_lse": True},
+    "general bias": {"bias": jax.ShapeDtypeStruct((1, HEADS, LENGTH, LENGTH), jnp.float32)},
+    "dropout": {"dropout_rate": 0.1, "dropout_key": jax.ShapeDtypeStruct((2,), jnp.uint32)},
+    "float32": arrays(dtype=jnp.float32),
+    "head_dim 256": arrays(dim=256, v_dim=256),
+    "head_dim 192, of v 128": arrays(dim=192, v_dim=128),
+    "head_dim 60": arrays(dim=60, v_dim=60),
+}
+
+
+def answer(backend: str, feature: dict) -> str:
+    """Yes, or the refusal in the backend's own words."""
+    dynamic = {**arrays(), **feature}
+    static = {
+        name: dynamic.pop(name) for name in list(dynamic) if name in ("mask", "soft_cap", "return_lse", "dropout_rate")
+    }
+
+    def call(dynamic):
+        if "relative_bias" in dynamic:
+            dynamic = {**dynamic, "relative_bias": (RelativeBias(), dynamic["relative_bias"])}
+        return attention(**dynamic, **static, backend=backend)
+
+    try:
+        with compiling_for("v5e"):
+            jax.eval_shape(call, dynamic)
+    except UserError as error:
+        return str(error).split("because ")[1].split(". Use ")[0]
+    return "yes"
+
+
+def table(header: list[str], rows: list[list]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def backends_table() -> str:
+    rows = [[name, *(answer(backend, feature) for backend in BACKENDS)] for name, feature in FEATURES.items()]
+    return table(["", *(f"`{name}`" for name in BACKENDS)], rows)
+
+
+def block_sizes_table() -> str:
+    text = lambda sizes: f"{sizes.q} / {sizes.kv} / {sizes.compute}"
+    rows = [[chip, text(t.forward), text(t.forward_long), text(t.backward), t.vmem_mib] for chip, t in TUNINGS.items()]
+    return table(["chip", "forward", "forward, long", "backward", "vector memory (MiB)"], rows)
+
+
+def compiled_table(lines: list[str]) -> str:
+    results = [json.loads(line) for line in lines]
+    chips = list(dict.fromkeys(result["chip"] for result in results))
+    cells = {
+        (result["case"], result["chip"]): f"{result['seconds']:.0f} s, {result['temporaries'] / 2**20:.0f} MiB"
+        for result in results
+    }
+    cases = {result["case"]: f"{result['arguments'] / 2**20:.0f}" for result in results}
+    rows = [[case, size, *(cells.get((case, chip), "") for chip in chips)] for case, size in cases.items()]
+    return table(["case", "q, k, v (MiB)", *chips], rows)
+
+
+def replaced(page: str, name: str, content: str) -> str:
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, rest = page.split(start)
+    return before + start + content + "\n" + end + rest.split(end)[1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--compiled", type=Path)
+    options = parser.parse_args()
+    old = PAGE.read_text()
+    page = replaced(replaced(old, "backends", backends_table()), "block sizes", block_sizes_table())
+    if options.compiled:
+        page = replaced(page, "compiled", compiled_table(options.compiled.read_text().splitlines()))
+    if options.check:
+        sys.exit(None if page == old else f"{PAGE} is out of date: run scripts/document_kernels.py.")
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What each backend cannot do, or "auto" should not ask of it, in words that follow "because"."""
+
+from t5x_like.kernels.attention.call import AttentionCall
+from t5x_like.kernels.attention.target import split_by_compiler, target_chip
+
+AUTO_MAX_SCORES = 2**26
+"""Logits (batch * heads * q_length * kv_length) above which "auto" does not take the reference: 256 MiB in float32."""
+
+CPU_MAX_LENGTH = 512
+"""Queries and keys above which "auto" does not take the reference on CPU: at 1024 the chunked backend needs 1/2 to 2/3
+of its time, at 2048 a third."""
+
+TPU_MAX_HEAD_DIM = 256
+TPU_MAX_DISTANCE = 4096
+
+
+def reference_refusal(call: AttentionCall) -> str | None:
+    return None
+
+
+def reference_reserve(call: AttentionCall) -> str | None:
+    batch, num_heads, q_length, kv_length = call.scores
+    scores = batch * num_heads * q_length * kv_length
+    if call.bias is not None:  # which is itself as large as the scores
+        return None
+    if scores > AUTO_MAX_SCORES:
+        return f"it would keep {scores} scores, more than {AUTO_MAX_SCORES}"
+    if target_chip() == "cpu" and min(q_length, kv_length) > CPU_MAX_LENGTH:
+        return f"on CPU it is slow above {CPU_MAX_LENGTH} tokens"
+    return None
+
+
+def chunked_refusal(call: AttentionCall) -> str | None:
+    return "it has no general bias" if call.bias is not None else None
+
+
+def tpu_refusal(call: AttentionCall) -> str | None:
+    chip = target_chip()
+    dims = (call.q.shape[3], call.v.shape[3])
+    dtypes = {array.dtype.name for array in (call.q, call.k, call.v)}
+    reasons = {
+        f"it runs on TPU, and this program is for {chip}": chip in ("cpu", "gpu"),
+        "it has no dropout": call.dropout_rate > 0,
+        "it has no general bias": call.bias is not None,
+        f"it needs one dtype, bfloat16 or float32, and was given {', '.join(sorted(dtypes))}": (
+            dtypes not in ({"bfloat16"}, {"float32"})
+        ),
+        f"head_dim {dims[0]} (of v: {dims[1]}) is not a multiple of 16 up to {TPU_MAX_HEAD_DIM}": (
+            any(dim % 16 or dim > TPU_MAX_HEAD_DIM for dim in dims)
+        ),
+        "a relative bias needs consecutive positions: leave them out, or give two numbers": (
+            call.relative_bias is not None and call.offsets is None
+        ),
+        f"its relative bias reaches {TPU_MAX_DISTANCE} positions at most": (
+            call.relative_bias is not None and call.relative_bias[0].max_distance > TPU_MAX_DISTANCE
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def tpu_reserve(call: AttentionCall) -> str | None:
+    return "on several devices it has to be inside jax.shard_map" if split_by_compiler() else None

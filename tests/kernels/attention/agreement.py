@@ -1,0 +1,135 @@
+"""Calls of attention drawn at random, and whether a backend does with them what the reference does."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
+from t5x_like.kernels.attention.logits import MASK_VALUE
+
+
+class Call(NamedTuple):
+    """Arrays that are trained, and the other arguments; `relative_bias` lacks its table, which is trained."""
+
+    trained: dict[str, np.ndarray]
+    options: dict[str, Any]
+
+
+MASKS = [
+    MaskSpec(),
+    MaskSpec(causal=True),
+    MaskSpec(causal=True, prefix=5),
+    MaskSpec(window=(3, 1)),
+    MaskSpec(causal=True, window=(6, None)),
+    MaskSpec(causal=True, chunk=7),
+    MaskSpec(chunk=4, window=(None, 2)),
+]
+
+
+@st.composite
+def calls(draw, lengths, dims=((4, 4), (4, 6)), stretch=1):
+    """`lengths`: pairs of query and key length; `stretch`: factor on the distances in masks and biases."""
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    q_length, kv_length = draw(st.sampled_from(lengths))
+    kv_heads, group = draw(st.sampled_from([(1, 1), (2, 1), (1, 3), (2, 2)]))
+    head_dim, v_dim = draw(st.sampled_from(dims))
+    heads, batch = kv_heads * group, 2
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    trained = {
+        "q": normal(batch, q_length, heads, head_dim),
+        "k": normal(batch, kv_length, kv_heads, head_dim),
+        "v": normal(batch, kv_length, kv_heads, v_dim),
+    }
+    options = {"mask": stretched(draw(st.sampled_from(MASKS)), stretch)}
+    options["segment_ids"] = draw(
+        st.sampled_from(
+            [
+                None,
+                tuple(
+                    np.sort(rng.integers(0, 4, (batch, n)), axis=1)[:, ::-1].astype(np.int32)
+                    for n in (q_length, kv_length)
+                ),
+                tuple(rng.integers(0, 3, (batch, n)).astype(np.int32) for n in (q_length, kv_length)),
+            ]
+        )
+    )
+    kinds = ["none", "numbers", "arrays"]
+    has_relative_bias = draw(st.booleans())
+    kind = draw(st.sampled_from(kinds[:2] if has_relative_bias else kinds))
+    if kind == "numbers":
+        options["positions"] = (jnp.int32(rng.integers(9)), int(rng.integers(9)))
+    if kind == "arrays":
+        options["positions"] = tuple(
+            rng.integers(0, 9 * stretch, (batch, n)).astype(np.int32) for n in (q_length, kv_length)
+        )
+    if has_relative_bias:
+        options["relative_bias"] = RelativeBias(8, 9 * stretch, bidirectional=draw(st.booleans()))
+        trained["table"] = normal(heads, 8)
+    if draw(st.booleans()):
+        trained["sinks"] = normal(heads)
+    if draw(st.booleans()):
+        options["alibi_slopes"] = np.abs(normal(heads)) / stretch
+    options["soft_cap"] = draw(st.sampled_from([None, 1.5]))
+    return Call(trained, options)
+
+
+def stretched(mask: MaskSpec, factor: int) -> MaskSpec:
+    times = lambda value: None if value is None else value * factor
+    return MaskSpec(mask.causal, tuple(map(times, mask.window)), times(mask.chunk), times(mask.prefix))
+
+
+def run(call: Call, backend: str, dtype=np.float32):
+    """Output, log-sum-exp, and the gradients of all trained arrays by a function of both."""
+    narrow = {name: jnp.asarray(array, dtype) if name in "qkv" else array for name, array in call.trained.items()}
+
+    def loss(trained):
+        options = dict(call.options)
+        if "table" in trained:
+            options["relative_bias"] = (options["relative_bias"], trained["table"])
+        arrays = {name: array for name, array in trained.items() if name != "table"}
+        o, lse = attention(**arrays, **options, return_lse=True, backend=backend)
+        weights = np.random.default_rng(1).normal(size=o.shape).astype(np.float32)
+        total = jnp.sum(o.astype(jnp.float32) * weights) + jnp.sum(jnp.where(lse > MASK_VALUE / 2, jnp.sin(lse), 0))
+        return total, {"o": o, "lse": lse}
+
+    gradients, results = jax.jit(jax.grad(loss, has_aux=True))(narrow)
+    return jax.tree.map(lambda array: np.asarray(array, np.float32), {**results, **gradients})
+
+
+def check_agreement(call: Call, backend: str):
+    ours, expected = run(call, backend), run(call, "reference")
+    for name, array in expected.items():
+        np.testing.assert_allclose(ours[name], array, atol=5e-6 * max(1, np.abs(array).max()), err_msg=name)
+
+
+def check_bfloat16(backend: str, length: int, head_dim: int):
+    """Errors of bfloat16 are no more than 1.5 times those of the reference, by the norm of each array.
+
+    2 times for the table: each row's gradients share the error of delta, which is made from a rounded output.
+    """
+    normal = lambda *shape: np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+    options = {"mask": MaskSpec(causal=True), "relative_bias": RelativeBias(8, length // 2)}
+    trained = {name: normal(2, length, heads, head_dim) for name, heads in (("q", 8), ("k", 4), ("v", 4))}
+    call = Call({**trained, "table": normal(8, 8)}, options)
+    exact = run(call, "reference")
+    theirs, ours = run(call, "reference", jnp.bfloat16), run(call, backend, jnp.bfloat16)
+    ratios = {
+        name: np.linalg.norm(ours[name] - array) / np.linalg.norm(theirs[name] - array) for name, array in exact.items()
+    }
+    assert all(ratio <= (2 if name == "table" else 1.5) for name, ratio in ratios.items()), ratios
+
+
+def check_leaks(backend: str, options: dict[str, Any], length: int, head_dim: int):
+    """Other keys and values of the second half move nothing in the rows of the first half, to the last bit."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 1, length, 2, head_dim)).astype(np.float32)
+    function = jax.jit(lambda k, v: attention(q, k, v, backend=backend, **options))
+    half = length // 2
+    before = np.asarray(function(k, v))
+    k[:, half:], v[:, half:] = 50, -1e6
+    after = np.asarray(function(k, v))
+    np.testing.assert_array_equal(before[:, :half], after[:, :half])
+    assert (before[:, half:] != after[:, half:]).all()
