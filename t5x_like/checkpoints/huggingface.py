@@ -111,6 +111,8 @@ def import_params(
                 params[part.path] = jnp.zeros(shape, jnp.float32, device=sharding)
             layer = jax.device_put(value, NamedSharding(mesh, PartitionSpec(*sharding.spec[1:])))
             params[part.path] = _set_layer(params[part.path], layer, part.layer, sharding)
+        # Or else copies to a slow device would queue up in the host's memory.
+        jax.block_until_ready([params[part.path] for part in entry.parts])
     dtypes = {tensors[entry.name].dtype.name for entry in entries}
     return traverse_util.unflatten_dict(params), dtypes.pop() if len(dtypes) == 1 else "float32"
 
@@ -189,13 +191,17 @@ def _architecture(config: DecoderConfig) -> DecoderConfig:
     """What decides the model's parameters and what it computes from them; the rest at its defaults."""
     attention = config.stack.block.attention
     attention = dataclasses.replace(
-        attention, num_kv_heads=attention.kv_heads, head_dim=attention.head_size(config.d_model)
+        attention,
+        num_kv_heads=attention.kv_heads,
+        head_dim=attention.head_size(config.d_model),
+        dropout_rate=0.0,
     )
-    block = dataclasses.replace(config.stack.block, attention=attention)
+    block = dataclasses.replace(config.stack.block, attention=attention, dropout_rate=0.0)
     init = InitializerConfig()
     return dataclasses.replace(
         config,
         stack=dataclasses.replace(config.stack, block=block, scan_layers=True, remat="none", remat_names=()),
+        dropout_rate=0.0,
         kernel_init=init,
         residual_init="same",
         embedding_init=init,

@@ -147,6 +147,12 @@ def test_every_family_writes_what_it_reads(family, tmp_path):
     assert written == {"architectures": [family.architecture], **fields}
 
 
+def test_how_a_model_was_trained_decides_no_family():
+    config = toy.model(vocab_size=toy.VOCAB, dropout_rate=0.1, residual_init="same", dtype="bfloat16")
+    stack = dataclasses.replace(config.stack, scan_layers=False, remat="full")
+    assert choose_family(dataclasses.replace(config, stack=stack), 32)[0].model_type == "llama"
+
+
 def test_a_model_that_no_family_holds_is_refused():
     config = toy.model(vocab_size=toy.VOCAB, final_norm=NormConfig(kind="layernorm"))
     with pytest.raises(UserError, match=r"nearest, llama, would need:\n  final_norm.kind: 'rmsnorm' .here 'layernorm'"):

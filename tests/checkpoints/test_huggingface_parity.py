@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_like.checkpoints.families.family import Fields, read_rotary
+from t5x_like.checkpoints.families.family import Fields
+from t5x_like.checkpoints.families.rotary import read_rotary
 from t5x_like.checkpoints.huggingface import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.models.losses import LossConfig, batch_loss
 from t5x_like.models.parameters import merge

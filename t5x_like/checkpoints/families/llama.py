@@ -2,7 +2,8 @@
 
 from typing import Any, Literal
 
-from t5x_like.checkpoints.families.family import Family, Fields, read_rotary, write_rotary, written_activation
+from t5x_like.checkpoints.families.family import Family, Fields, written_activation
+from t5x_like.checkpoints.families.rotary import read_rotary, write_rotary
 from t5x_like.checkpoints.name_map import Rule
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
