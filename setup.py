@@ -10,7 +10,6 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "array_record>=0.8,<1",
         "etils[epath]>=1.12",
         "flax>=0.12.8,<0.13",
         "gin-config>=0.5,<0.6",

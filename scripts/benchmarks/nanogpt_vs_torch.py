@@ -48,9 +48,9 @@ def t5x_like_run() -> Iterator[Run]:
     from t5x_like.config import parse_config
     from t5x_like.data.build import build_data
     from t5x_like.data.loader import Loader, device_prefetch
+    from t5x_like.sharding.logical import on_devices
     from t5x_like.sharding.mesh import build_mesh
     from t5x_like.training.experiment import Experiment
-    from t5x_like.training.loop import on_devices
     from t5x_like.training.setup import compile_step, set_up
     from t5x_like.training.state import initial_state
 
@@ -64,7 +64,7 @@ def t5x_like_run() -> Iterator[Run]:
     job = set_up(experiment, mesh, data.tokenizer.vocab_size)
     with jax.set_mesh(mesh), Loader(data.train.batch, 0, sys.maxsize) as loader:
         step, state = compile_step(job), initial_state(job.create_state, job.state)
-        batches = device_prefetch(loader, lambda batch: on_devices(batch, job))
+        batches = device_prefetch(loader, lambda batch: on_devices(batch, job.batch))
 
         def run(num_steps: int) -> float:
             nonlocal state

@@ -9,7 +9,7 @@ from absl import flags
 from t5x_like.commands import cli
 from t5x_like.commands.trained import define_flags, load_trained
 from t5x_like.data.build import build_data
-from t5x_like.evaluation.evaluator import evaluate, make_evaluate_step
+from t5x_like.evaluation.evaluator import make_validation
 from t5x_like.training.setup import batch_target
 
 
@@ -23,10 +23,7 @@ def command(values: flags.FlagValues) -> None:
     if model is None:
         return
     data = build_data(model.experiment.data, model.directory.data)
-    batches = map(data.validation.batch, range(data.validation.num_batches))
-    placed = batch_target(model.experiment.data, model.mesh)
-    on_devices = (jax.device_put(batch, {name: a.sharding for name, a in placed.items()}) for batch in batches)
+    experiment, target = model.experiment, batch_target(model.experiment.data, model.mesh)
     with jax.set_mesh(model.mesh):
-        step = jax.jit(make_evaluate_step(model.graphdef, model.experiment.run.loss))
-        scores = evaluate(step, model.params, on_devices, data.bytes_per_token)
+        scores = make_validation(model.graphdef, experiment.run.loss, data, target)(model.params)
     print(json.dumps({"step": model.step, "split": "validation", **scores}))

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from t5x_like.data.build import Data
 from t5x_like.models.losses import Batch, LossConfig, batch_loss
 from t5x_like.models.parameters import GraphDef, Params
+from t5x_like.sharding.logical import on_devices
 
 EvaluateStep = Callable[[Params, Batch], dict[str, jax.Array]]
 
@@ -20,6 +22,31 @@ def make_evaluate_step(graphdef: GraphDef, loss: LossConfig) -> EvaluateStep:
         return {"loss": sums.loss, "weight": sums.weight, "correct": sums.correct}
 
     return evaluate_step
+
+
+def make_validation(
+    graphdef: GraphDef, loss: LossConfig, data: Data, target: Batch, num_batches: int | None = None
+) -> Callable[[Params], dict[str, float]]:
+    """A function that scores parameters on the validation split.
+
+    Args:
+      graphdef: of the model.
+      loss: of training.
+      data: with the split.
+      target: shapes and shardings of a batch.
+      num_batches: how many batches to take; None: the whole split.
+    """
+    step = jax.jit(make_evaluate_step(graphdef, loss))
+    total = data.validation.num_batches
+    count = min(num_batches or total, total)
+    # Spread over the split: neighbours are alike.
+    numbers = [index * total // count for index in range(count)]
+
+    def validate(params: Params) -> dict[str, float]:
+        batches = (on_devices(data.validation.batch(number), target) for number in numbers)
+        return evaluate(step, params, batches, data.bytes_per_token)
+
+    return validate
 
 
 def evaluate(step: EvaluateStep, params: Params, batches: Iterable[Batch], bytes_per_token: float) -> dict[str, float]:

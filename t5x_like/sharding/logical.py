@@ -59,6 +59,11 @@ def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     )
 
 
+def on_devices(arrays: dict[str, Any], target: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+    """Sends host arrays to the devices, each its share, as the shardings of `target` say."""
+    return jax.device_put(arrays, {name: target[name].sharding for name in arrays})
+
+
 def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
     """Asks XLA to lay `x` out by its logical axes on the mesh in context (`jax.set_mesh`); None keeps a dim whole.
 

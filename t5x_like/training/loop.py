@@ -15,7 +15,6 @@ after that checkpoint.
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -26,7 +25,8 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import Data
 from t5x_like.data.loader import Loader, device_prefetch
 from t5x_like.errors import UserError
-from t5x_like.evaluation.evaluator import evaluate, make_evaluate_step
+from t5x_like.evaluation.evaluator import make_validation
+from t5x_like.sharding.logical import on_devices
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.reporting import Reporter
 from t5x_like.training.setup import Job, compile_step
@@ -70,25 +70,26 @@ def train(experiment: Experiment, job: Job, data: Data, directory: RunDirectory)
             return Outcome(state, f"nothing to do: the run ended at step {step}", history[-1] if history else None)
 
         train_step = compile_step(job)
-        validate = make_validation(experiment, job, data)
+        validate = make_validation(job.spec.graphdef, run.loss, data, job.batch, run.evaluate_num_batches)
         stop = stack.enter_context(StopSignal())
         loader = stack.enter_context(Loader(data.train.batch, step, run.steps - step))
         reporter.start(step, loader)
-        for number, batch in device_prefetch(loader, lambda batch: on_devices(batch, job)):
+        for number, batch in device_prefetch(loader, lambda batch: on_devices(batch, job.batch)):
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
             step, scores = number + 1, None
             reporter.advance(step, metrics)
             if step % run.evaluate_every_steps == 0 or step == run.steps:
                 reporter.flush()
-                scores = validate(state)
+                scores = validate(state.params if state.ema is None else state.ema)
                 reporter.validation(step, scores)
             last = step == run.steps or stop.requested or exhausted(experiment, history)
-            if last or step % run.checkpoints.save_every_steps == 0:
+            due = last or step % run.checkpoints.save_every_steps == 0
+            if due:
                 reporter.flush()
                 checkpoints.save(step, state, metrics=scores, manifest=manifest, force=last)
-            if scores is not None or step % run.checkpoints.save_every_steps == 0:
-                reporter.pause(step)
+            if due or scores is not None:
+                reporter.restart_clock(step)
             if last:
                 break
     complete = step == run.steps or exhausted(experiment, history)
@@ -113,27 +114,6 @@ def starting_state(job: Job, checkpoints: Checkpoints, manifest: dict[str, Any])
         )
     logging.info("Resuming at step %d.", step)
     return step, checkpoints.restore(job.state, step)
-
-
-def on_devices(batch: dict[str, Any], job: Job) -> dict[str, jax.Array]:
-    """Sends each device its rows."""
-    return jax.device_put(batch, {name: array.sharding for name, array in job.batch.items()})
-
-
-def make_validation(experiment: Experiment, job: Job, data: Data) -> Callable[[TrainState], Scores]:
-    """A function that scores a state on the validation split, with averaged parameters where there are any."""
-    step = jax.jit(make_evaluate_step(job.spec.graphdef, experiment.run.loss))
-    total = data.validation.num_batches
-    count = min(experiment.run.evaluate_num_batches or total, total)
-    # Spread over the split: neighbours are alike.
-    numbers = [index * total // count for index in range(count)]
-
-    def validate(state: TrainState) -> Scores:
-        params = state.params if state.ema is None else state.ema
-        batches = (on_devices(data.validation.batch(number), job) for number in numbers)
-        return evaluate(step, params, batches, data.bytes_per_token)
-
-    return validate
 
 
 def exhausted(experiment: Experiment, history: list[Scores]) -> bool:

@@ -65,7 +65,7 @@ class Reporter:
     def start(self, step: int, loader: Loader) -> None:
         """Sets the clock: training goes on after `step`."""
         self._loader = loader
-        self._restart_clock(step)
+        self.restart_clock(step)
 
     def advance(self, step: int, metrics: Metrics) -> None:
         """Tells that `step` has been dispatched and will give `metrics`."""
@@ -100,11 +100,8 @@ class Reporter:
         if self._painting is None or self._painting.done():
             self._painting = self._painter.submit(self._paint)
 
-    def pause(self, step: int) -> None:
-        """Takes what happened since the last step (evaluation, a save) out of the speed shown."""
-        self._restart_clock(step)
-
-    def _restart_clock(self, step: int) -> None:
+    def restart_clock(self, step: int) -> None:
+        """Takes what happened since `step` (evaluation, a save) out of the speed shown."""
         self._clock, self._clock_step, self._waited = time.perf_counter(), step, self._loader.seconds_waited
 
     def _paint(self) -> None:

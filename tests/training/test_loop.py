@@ -151,7 +151,7 @@ def test_early_stopping_counts_evaluations_without_improvement(metric, values, e
     assert EarlyStoppingConfig(metric=metric, patience=2, min_delta=0.01).exhausted(values) == ends
 
 
-def test_the_step_is_compiled_once_and_never_fetched_implicitly(directory):
+def test_the_step_is_compiled_once(directory):
     compiled = []
     with pytest.MonkeyPatch.context() as patch:
         original = loop.compile_step

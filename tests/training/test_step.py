@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from t5x_like.models.parameters import merge
+from t5x_like.sharding.logical import on_devices
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.training.loop import on_devices
 from t5x_like.training.optimizers import AdafactorConfig, MuonConfig
 from t5x_like.training.setup import Job, compile_step, set_up
 from t5x_like.training.state import initial_state, random_key
@@ -39,7 +39,7 @@ def run(job: Job, batches) -> tuple[list[float], dict]:
     with jax.set_mesh(job.mesh):
         state, step = initial_state(job.create_state, job.state), compile_step(job)
         for batch in batches:
-            state, metrics = step(state, on_devices(batch, job))
+            state, metrics = step(state, on_devices(batch, job.batch))
             losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state)
 
