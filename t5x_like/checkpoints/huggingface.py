@@ -25,8 +25,11 @@ from t5x_like.checkpoints.families.family import Family, Fields
 from t5x_like.checkpoints.name_map import Entry, bind
 from t5x_like.checkpoints.safetensors import StoredTensor, Tensor, open_tensors, write_tensors
 from t5x_like.errors import UserError
+from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.block import BlockConfig
 from t5x_like.models.parameters import InitializerConfig, Params
-from t5x_like.models.transformer import DecoderConfig
+from t5x_like.models.stack import StackConfig
+from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.logical import shardings
 
 CONFIG = "config.json"
@@ -44,7 +47,7 @@ class Source(NamedTuple):
     """
 
     family: Family
-    config: DecoderConfig
+    config: ModelConfig
 
 
 def read_config(directory: Path) -> Source:
@@ -66,7 +69,7 @@ def read_config(directory: Path) -> Source:
 def import_params(
     directory: Path,
     family: Family,
-    config: DecoderConfig,
+    config: ModelConfig,
     *,
     vocab_size: int,
     shapes: Params,
@@ -135,11 +138,9 @@ def _canonical_names(tensors: dict[str, StoredTensor], family: Family) -> dict[s
     return {name if name.startswith("lm_head.") else family.prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _check_tied_head(
-    directory: Path, tensors: dict[str, StoredTensor], config: DecoderConfig, embedding: Entry
-) -> None:
+def _check_tied_head(directory: Path, tensors: dict[str, StoredTensor], config: ModelConfig, embedding: Entry) -> None:
     """Drops the copy of a tied embedding that some files keep, if it is one."""
-    head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
+    head = tensors.pop("lm_head.weight", None) if config.head.tie_embeddings else None
     if head is not None and embedding.name in tensors:
         rows, copy = tensors[embedding.name].read(), head.read()
         if not np.array_equal(rows, copy):
@@ -165,7 +166,7 @@ def _check_tensors(directory: Path, tensors: dict[str, StoredTensor], entries: l
         )
 
 
-def choose_family(config: DecoderConfig, max_length: int) -> tuple[Family, dict[str, Any]]:
+def choose_family(config: ModelConfig, max_length: int) -> tuple[Family, dict[str, Any]]:
     """The family that can hold a model, and the fields of its config.json.
 
     A family can, if its config.json reads back as the same model.
@@ -187,20 +188,12 @@ def choose_family(config: DecoderConfig, max_length: int) -> tuple[Family, dict[
     )
 
 
-def _architecture(config: DecoderConfig) -> DecoderConfig:
+def _architecture(config: ModelConfig) -> ModelConfig:
     """What decides the model's parameters and what it computes from them; the rest at its defaults."""
-    attention = config.stack.block.attention
-    attention = dataclasses.replace(
-        attention,
-        num_kv_heads=attention.kv_heads,
-        head_dim=attention.head_size(config.d_model),
-        dropout_rate=0.0,
-    )
-    block = dataclasses.replace(config.stack.block, attention=attention, dropout_rate=0.0)
     init = InitializerConfig()
     return dataclasses.replace(
         config,
-        stack=dataclasses.replace(config.stack, block=block, scan_layers=True, remat="none", remat_names=()),
+        **{name: _architecture_of_stack(stack, config.d_model) for name, stack in config.stacks.items()},
         dropout_rate=0.0,
         kernel_init=init,
         residual_init="same",
@@ -209,9 +202,35 @@ def _architecture(config: DecoderConfig) -> DecoderConfig:
     )
 
 
+def _architecture_of_stack(stack: StackConfig, d_model: int) -> StackConfig:
+    """The stack with its layers one by one, or, where they are all equal, as one block."""
+
+    def plain_attention(attention):
+        options = {"dropout_rate": 0.0, "backend": "auto"}
+        if isinstance(attention, AttentionConfig):
+            options |= {"num_kv_heads": attention.kv_heads, "head_dim": attention.head_size(d_model)}
+        return dataclasses.replace(attention, **options)
+
+    def plain(block: BlockConfig) -> BlockConfig:
+        return dataclasses.replace(
+            block,
+            attention=plain_attention(block.attention),
+            cross_attention=block.cross_attention and plain_attention(block.cross_attention),
+            feedforward=dataclasses.replace(block.feedforward, dropout_rate=0.0),
+            dropout_rate=0.0,
+        )
+
+    blocks = tuple(map(plain, stack.blocks))
+    block = blocks[0] if len(set(blocks)) == 1 else blocks
+    return dataclasses.replace(stack, block=block, first=(), scan_layers=True, remat="none", remat_names=())
+
+
 def _differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     if ours == theirs:
         return []
+    if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        items = enumerate(zip(ours, theirs, strict=True))
+        return [line for i, (a, b) in items for line in _differences(a, b, f"{path}[{i}]")]
     if type(ours) is not type(theirs) or not dataclasses.is_dataclass(ours):
         return [f"{path}: {theirs!r} (here {ours!r})"]
     names = [field.name for field in dataclasses.fields(ours)]
@@ -222,7 +241,7 @@ def _differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
 def export_params(
     directory: Path,
     family: Family,
-    config: DecoderConfig,
+    config: ModelConfig,
     params: Params,
     *,
     vocab_size: int,

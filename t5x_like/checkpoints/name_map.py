@@ -14,7 +14,8 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from t5x_like.models.parameters import Params
-from t5x_like.models.transformer import DecoderConfig
+from t5x_like.models.stack import StackConfig
+from t5x_like.models.transformer import ModelConfig
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -47,11 +48,16 @@ LAYOUTS = {
 }
 
 
+VOCABULARY = (("embedding",), ("head", "projection"))
+"""Paths of parameters with a row per token, some of which may be padding."""
+
+
 class Rule(NamedTuple):
     """One row of a family's name map; a model without the parameter has no use for the row.
 
     Attributes:
-      ours: path of the parameter, e.g. "stack/layers/*/attention/query/kernel"; several are fused in one tensor.
+      ours: path of the parameter, e.g. "stack/*/attention/query/kernel", beginning with the name of the stack; several
+        are fused in one tensor.
       theirs: name of the tensor, e.g. "model.layers.*.self_attn.q_proj.weight".
       layout: a name in LAYOUTS.
     """
@@ -66,7 +72,7 @@ class Part(NamedTuple):
 
     Attributes:
       path: of the parameter.
-      layer: number of the layer in a parameter that stacks them; None: the whole parameter.
+      layer: index of the layer in a parameter that stacks several; None: the whole parameter.
       shape: ours, without the stacking and without the rows that pad the vocabulary.
       begin: where it begins in the tensor, along the layout's fused dim.
       size: how long it is there.
@@ -99,7 +105,7 @@ class Entry(NamedTuple):
         return theirs[0] if len(theirs) == 1 else np.concatenate(theirs, axis=self.layout.fused_dim)
 
 
-def bind(rules: Sequence[Rule], config: DecoderConfig, shapes: Params, vocab_size: int) -> list[Entry]:
+def bind(rules: Sequence[Rule], config: ModelConfig, shapes: Params, vocab_size: int) -> list[Entry]:
     """The tensors that hold a model, in the order of the rules.
 
     Args:
@@ -112,8 +118,9 @@ def bind(rules: Sequence[Rule], config: DecoderConfig, shapes: Params, vocab_siz
     entries = []
     for rule in rules:
         ours = (rule.ours,) if isinstance(rule.ours, str) else rule.ours
-        for layer in range(config.stack.num_layers) if "*" in rule.theirs else (None,):
-            located = [_locate(name, layer, config.stack.scan_layers) for name in ours]
+        stack = config.stacks.get(ours[0].split("/")[0])
+        for layer in range(stack.num_layers) if stack is not None and "*" in rule.theirs else (None,):
+            located = [_locate(name, layer, stack) for name in ours]
             if located[0][0] in flat:
                 own = [_own_shape(flat[path].shape, path, index, vocab_size) for path, index in located]
                 name = rule.theirs.replace("*", str(layer))
@@ -123,15 +130,17 @@ def bind(rules: Sequence[Rule], config: DecoderConfig, shapes: Params, vocab_siz
     return entries
 
 
-def _locate(name: str, layer: int | None, scanned: bool) -> tuple[Path, int | None]:
+def _locate(name: str, layer: int | None, stack: StackConfig | None) -> tuple[Path, int | None]:
+    """The path of a parameter, and the index of its layer where it stacks several."""
+    path = name.split("/")
     if layer is None:
-        return tuple(name.split("/")), None
-    path = name.replace("*/", "") if scanned else name.replace("*", str(layer))
-    return tuple(path.split("/")), layer if scanned else None
+        return tuple(path), None
+    place, index = stack.locate(layer)
+    return (path[0], *place, *path[2:]), index
 
 
 def _own_shape(shape: Shape, path: Path, layer: int | None, vocab_size: int) -> Shape:
-    if path in (("embedding",), ("head",)):
+    if path in VOCABULARY:
         return (vocab_size, *shape[1:])
     return shape if layer is None else shape[1:]
 

@@ -21,13 +21,12 @@ def dry_run(experiment: Experiment) -> str:
         vocab_size = build_data(data, None).tokenizer.vocab_size
     mesh = build_mesh(experiment.mesh)
     job = set_up(experiment, mesh, vocab_size)
-    tokens = data.batch_size * data.sequence_length
     lines = [
         *parameter_table(job),
         "",
-        job.describe(data.sequence_length),
-        f"tokens per step: {data.batch_size} x {data.sequence_length} = {tokens:,}; "
-        f"in {experiment.run.steps:,} steps: {tokens * experiment.run.steps:,}",
+        job.describe(),
+        f"tokens per step: {data.batch_size} x {' + '.join(map(str, job.row_lengths.values()))} = "
+        f"{job.tokens_per_step:,}; in {experiment.run.steps:,} steps: {job.tokens_per_step * experiment.run.steps:,}",
         "memory per device, without activations:",
     ]
     parts = {

@@ -59,7 +59,7 @@ def command(values: flags.FlagValues) -> None:
         data = build_data(experiment.data, directory.data)
         job = set_up(experiment, mesh, data.tokenizer.vocab_size)
         save_run_config(directory.path, config, experiment)
-        print(data.describe(), job.describe(experiment.data.sequence_length), sep="\n")
+        print(data.describe(), job.describe(), sep="\n")
         outcome = train(experiment, job, data, directory)
         print(summary(experiment, outcome, directory))
         logs = experiment.run.logging
@@ -94,10 +94,15 @@ def summary(experiment: Experiment, outcome: Outcome, directory: RunDirectory) -
     lines = [f"Training {outcome.reason}."]
     if outcome.scores is not None:
         scores = outcome.scores
-        lines.append(
-            f"Validation: loss {scores['loss']:.4f}, perplexity {scores['perplexity']:.2f}, "
-            f"{scores['bits_per_byte']:.3f} bits per byte, accuracy {scores['accuracy']:.1%}"
-        )
+        formats = {
+            "loss": "loss {:.4f}",
+            "perplexity": "perplexity {:.2f}",
+            "bits_per_byte": "{:.3f} bits per byte",
+            "accuracy": "accuracy {:.1%}",
+            "pair_accuracy": "accuracy on pairs {:.1%}",
+        }
+        shown = [text.format(scores[name]) for name, text in formats.items() if name in scores]
+        lines.append(f"Validation: {', '.join(shown)}")
     lines.append(f"Curves: {directory.loss_plot}; metrics: {directory.metrics}; checkpoints: {directory.checkpoints}")
     if not outcome.complete:
         lines.append("The same command resumes it.")

@@ -12,10 +12,12 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.data.corpus import load_tokenizer
 from t5x_like.data.tokenizers import Tokenizer
-from t5x_like.decoding.generate import generate
+from t5x_like.decoding.generate import generate, generate_from_inputs
 from t5x_like.decoding.sampling import Sampling
 from t5x_like.errors import UserError
+from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.parameters import GraphDef, Params
+from t5x_like.models.transformer import EncoderConfig, EncoderDecoderConfig, ModelConfig
 from t5x_like.sharding.logical import shardings
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
@@ -93,19 +95,28 @@ def chosen_step(checkpoints: Checkpoints, wanted: str) -> int | None:
 def continue_texts(
     model: Trained, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int
 ) -> list[str]:
-    """What the model writes after each prompt; an empty one starts at a document's beginning."""
+    """What the model writes: after each prompt, or, of an encoder-decoder, for each.
+
+    An empty prompt starts at a document's beginning.
+    """
+    config, tokenizer = model.experiment.model, model.tokenizer
+    if not writes_text(config):
+        raise UserError(f"{type(config).__name__} with {type(config.head).__name__} writes no text: use `evaluate`.")
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "eos_id": tokenizer.eos_id}
     with jax.set_mesh(model.mesh):
-        new = generate(
-            model.graphdef,
-            model.params,
-            [prompt_tokens(model.tokenizer, prompt) for prompt in prompts],
-            max_new_tokens=max_new_tokens,
-            context_length=model.experiment.data.sequence_length,
-            sampling=sampling,
-            seed=seed,
-            eos_id=model.tokenizer.eos_id,
-        )
-    return [model.tokenizer.decode(tokens) for tokens in new]
+        if isinstance(config, EncoderDecoderConfig):
+            inputs = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+            start = tokenizer.pad_id or 0
+            new = generate_from_inputs(model.graphdef, model.params, inputs, start_id=start, **options)
+        else:
+            length = model.experiment.data.sequence_length
+            tokens = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
+            new = generate(model.graphdef, model.params, tokens, context_length=length, **options)
+    return [tokenizer.decode(tokens) for tokens in new]
+
+
+def writes_text(config: ModelConfig) -> bool:
+    return not isinstance(config, EncoderConfig) and isinstance(config.head, LanguageModelHeadConfig)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -98,8 +98,11 @@ def _explain_macro(name: str, bindings: Bindings) -> str:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Returns the entries of the `Attributes:` section of a class docstring, each on one line."""
-    _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    # An entry starts at the section's own indentation, `  name: text`; deeper lines continue it.
-    entries = re.findall(r"^ {2,4}(\w+): (.*(?:\n {4,}.*)*)", section.split("\n\n")[0], re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+    """Returns the entries of the `Attributes:` sections of a class and its bases, each on one line."""
+    docs = {}
+    for known in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(known.__doc__ or "").partition("Attributes:\n")
+        # An entry starts at the section's own indentation, `  name: text`; deeper lines continue it.
+        entries = re.findall(r"^ {2,4}(\w+): (.*(?:\n {4,}.*)*)", section.split("\n\n")[0], re.MULTILINE)
+        docs |= {name: " ".join(text.split()) for name, text in entries}
+    return docs

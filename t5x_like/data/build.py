@@ -57,11 +57,12 @@ class DataConfig:
             raise UserError(f"DataConfig.validation_fraction={self.validation_fraction}: must be between 0 and 1.")
 
     @property
-    def features(self) -> dict[str, str]:
-        """Names and dtypes of a batch's arrays, each [batch_size, sequence_length]."""
-        names = {"decoder_input_tokens": "int32", "decoder_target_tokens": "int32", "decoder_loss_weights": "float32"}
-        packed = {"decoder_segment_ids": "int32", "decoder_positions": "int32"}
-        return names | packed if self.layout == "pack" else names
+    def features(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The arrays of a batch: the shape of a row, and the dtype."""
+        dtypes = {"decoder_input_tokens": "int32", "decoder_target_tokens": "int32", "decoder_loss_weights": "float32"}
+        if self.layout == "pack":
+            dtypes |= {"decoder_segment_ids": "int32", "decoder_positions": "int32"}
+        return {name: ((self.sequence_length,), dtype) for name, dtype in dtypes.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,26 +8,27 @@ from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention.door import attention
 from t5x_like.models.attention import Attend
-from t5x_like.models.transformer import DecoderConfig
+from t5x_like.models.block import BlockConfig, BlockState
+from t5x_like.models.stack import StackConfig, States
 
 
 class Cache(NamedTuple):
-    """Preallocated keys and values of all layers, or, inside the layers' loop, of one (without the leading dim)."""
+    """Preallocated keys and values of a layer; those of layers that are scanned have a leading dim more."""
 
-    key: Float[Array, "layers batch max_length kv_heads head_dim"]
-    value: Float[Array, "layers batch max_length kv_heads head_dim"]
+    key: Float[Array, "*layers batch max_length kv_heads head_dim"]
+    value: Float[Array, "*layers batch max_length kv_heads v_dim"]
 
 
-def empty_cache(config: DecoderConfig, batch_size: int, max_length: int) -> Cache:
-    attention = config.stack.block.attention
-    shape = (
-        config.stack.num_layers,
-        batch_size,
-        max_length,
-        attention.kv_heads,
-        attention.head_size(config.d_model),
-    )
-    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+def empty_states(stack: StackConfig, d_model: int, dtype: str, batch_size: int, max_length: int) -> States:
+    """States of all layers of a stack that has not read anything yet."""
+
+    def empty(block: BlockConfig, *layers: int) -> BlockState:
+        shapes = block.attention.key_value_shapes(d_model)
+        return BlockState(Cache(*(jnp.zeros((*layers, batch_size, max_length, *shape), dtype) for shape in shapes)))
+
+    cycles = stack.num_cycles
+    scanned = {str(i): empty(block, cycles) for i, block in enumerate(stack.cycle)} if cycles else {}
+    return {"scanned": scanned, "unrolled": {str(i): empty(stack.blocks[i]) for i in stack.unrolled}}
 
 
 def attend_cached(index: Int[Array, ""], start: Int[Array, "batch"], max_length: int) -> Attend:
@@ -46,15 +47,10 @@ def attend_cached(index: Int[Array, ""], start: Int[Array, "batch"], max_length:
             lax.dynamic_update_slice_in_dim(state.value, v.astype(state.value.dtype), index, axis=1),
         )
         q_index = jnp.broadcast_to(index + jnp.arange(q.shape[1], dtype=jnp.int32), q.shape[:2])
-        written = lambda positions: (positions >= start[:, None]).astype(jnp.int32)
-        o = attention(
-            q,
-            state.key,
-            state.value,
-            segment_ids=(written(q_index), written(kv_index)),
-            positions=(q_index, kv_index),
-            **options,
-        )
-        return o, state
+        positions = q_index - start[:, None], kv_index - start[:, None]
+        segment_ids = tuple((side >= 0).astype(jnp.int32) for side in positions)
+        # The backend that the configuration names is for training; a step of decoding has a single query.
+        options["backend"] = "auto"
+        return attention(q, state.key, state.value, segment_ids=segment_ids, positions=positions, **options), state
 
     return attend

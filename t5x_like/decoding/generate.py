@@ -10,10 +10,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_like.decoding.cache import Cache, attend_cached, empty_cache
+from t5x_like.decoding.cache import attend_cached, empty_states
 from t5x_like.decoding.sampling import Sampling, sample
 from t5x_like.errors import UserError
+from t5x_like.models.block import Encoded
 from t5x_like.models.parameters import GraphDef, Params, merge
+from t5x_like.models.stack import States
+from t5x_like.models.transformer import attend_across
 
 NO_TOKEN = -1
 """Ends nothing: no token has this id."""
@@ -73,13 +76,60 @@ def until(tokens: np.ndarray, end: int) -> np.ndarray:
     return tokens[: ends[0]] if len(ends) else tokens
 
 
+def generate_from_inputs(
+    graphdef: GraphDef,
+    params: Params,
+    inputs: Sequence[Sequence[int]],
+    *,
+    start_id: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int = 0,
+    eos_id: int | None = None,
+) -> list[np.ndarray]:
+    """What an encoder-decoder writes for each of the encoder's inputs.
+
+    Args:
+      graphdef: of the model.
+      params: its parameters.
+      inputs: token ids, at least one each; lengths may differ.
+      start_id: the token that the decoder begins with.
+      max_new_tokens: longest output.
+      sampling: how tokens are drawn.
+      seed: of the random draws.
+      eos_id: a token that ends a text; None: none does.
+
+    Returns:
+      The tokens of each output, without the one that ended it.
+    """
+    if any(len(tokens) == 0 for tokens in inputs):
+        raise UserError("A prompt has no tokens: give at least one character.")
+    end = NO_TOKEN if eos_id is None else eos_id
+    count, length = len(inputs), max(map(len, inputs))
+    padded = np.stack([np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens))) for tokens in inputs])
+    is_input = np.arange(length) < np.asarray([len(tokens) for tokens in inputs])[:, None]
+    new = continue_tokens(
+        graphdef,
+        params,
+        np.full((count, 1), start_id, np.int32),
+        np.zeros(count, np.int32),
+        jax.random.split(jax.random.key(seed), count),
+        np.zeros(count, bool),
+        steps=max_new_tokens,
+        sampling=sampling,
+        end=end,
+        inputs=(padded, is_input.astype(np.int32)),
+    )
+    return [until(row, end) for row in np.asarray(new)]
+
+
 class Progress(NamedTuple):
     """What the decoding loop carries: the hidden vectors of the last tokens, and what has been written so far."""
 
     step: Int[Array, ""]
     hidden: Float[Array, "batch embed"]
     done: Bool[Array, "batch"]
-    cache: Cache
+    states: States
     out: Int[Array, "batch steps"]
 
 
@@ -95,27 +145,37 @@ def continue_tokens(
     steps: int,
     sampling: Sampling,
     end: int,
+    inputs: tuple[Int[Array, "batch kv_length"], Int[Array, "batch kv_length"]] | None = None,
 ) -> Int[Array, "batch steps"]:
     """Reads `tokens` (padded on the left up to `start`) into a cache and draws `steps` more, all `end` from there on.
 
-    Rows that are `done` get `end` only; `keys` holds one key per row.
+    Rows that are `done` get `end` only; `keys` holds one key per row. `inputs` are an encoder's tokens and their
+    segment ids (0 is padding); without them the model is a decoder.
     """
     model = merge(graphdef, params)
-    batch_size, length = tokens.shape
+    (batch_size, length), config = tokens.shape, model.config
 
-    def read(tokens, index, cache):
-        positions = index + jnp.arange(tokens.shape[1], dtype=jnp.int32) - start[:, None]
-        attend = attend_cached(index, start, length + steps)
-        hidden, cache = model(tokens, positions=jnp.maximum(positions, 0), attend=attend, states=cache)
-        return hidden[:, -1], cache
+    def read(tokens, index, states, encoded):
+        """The last hidden vectors and the states; `encoded` is the encoder's output, needed the first time."""
+        positions = jnp.maximum(index + jnp.arange(tokens.shape[1], dtype=jnp.int32) - start[:, None], 0)
+        options = {"positions": positions, "attend": attend_cached(index, start, length + steps), "states": states}
+        if inputs is None:
+            out = model(tokens, **options)
+        else:
+            out = model.decode(tokens, Encoded(encoded, attend_across(tokens, None, inputs[1])), **options)
+        return out.x[:, -1], out.states
 
     def advance(p: Progress) -> Progress:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, p.step)
-        token = jnp.where(p.done, end, sample(model.logits(p.hidden), step_keys, sampling))
-        hidden, cache = read(token[:, None], length + p.step, p.cache)
-        return Progress(p.step + 1, hidden, p.done | (token == end), cache, p.out.at[:, p.step].set(token))
+        scores = model.head.scores(p.hidden, model.embedding[...])
+        token = jnp.where(p.done, end, sample(scores, step_keys, sampling))
+        hidden, states = read(token[:, None], length + p.step, p.states, None)
+        return Progress(p.step + 1, hidden, p.done | (token == end), states, p.out.at[:, p.step].set(token))
 
-    hidden, cache = read(tokens, jnp.int32(0), empty_cache(model.config, batch_size, length + steps))
+    encoded = None if inputs is None else model.encode(inputs[0], segment_ids=inputs[1]).x
+    stack = config.stack if inputs is None else config.decoder
+    states = empty_states(stack, config.d_model, config.dtype, batch_size, length + steps)
+    hidden, states = read(tokens, jnp.int32(0), states, encoded)
     out = jnp.full((batch_size, steps), end, jnp.int32)
-    state = Progress(jnp.int32(0), hidden, done, cache, out)
+    state = Progress(jnp.int32(0), hidden, done, states, out)
     return lax.while_loop(lambda p: (p.step < steps) & ~jnp.all(p.done), advance, state).out

@@ -1,4 +1,4 @@
-"""Loss, perplexity, bits per byte and next-token accuracy on the whole validation split."""
+"""Loss and accuracy on the whole validation split; of language models also perplexity and bits per byte."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable
 import jax
 
 from t5x_like.data.build import Data
-from t5x_like.models.losses import Batch, LossConfig, batch_loss
+from t5x_like.models.batch_loss import BatchLoss, batch_loss
+from t5x_like.models.losses import Batch, LossConfig
 from t5x_like.models.parameters import GraphDef, Params
 from t5x_like.sharding.logical import on_devices
 
-EvaluateStep = Callable[[Params, Batch], dict[str, jax.Array]]
+EvaluateStep = Callable[[Params, Batch], BatchLoss]
 
 
 def make_evaluate_step(graphdef: GraphDef, loss: LossConfig) -> EvaluateStep:
-    """(params, batch) -> sums over the batch's tokens; without dropout, label smoothing or z-loss."""
+    """(params, batch) -> sums over the batch; without dropout, label smoothing or z-loss."""
     plain = LossConfig(kind=loss.kind, chunk_tokens=loss.chunk_tokens)
 
-    def evaluate_step(params: Params, batch: Batch) -> dict[str, jax.Array]:
-        sums = batch_loss(plain, graphdef, params, batch)
-        return {"loss": sums.loss, "weight": sums.weight, "correct": sums.correct}
+    def evaluate_step(params: Params, batch: Batch) -> BatchLoss:
+        return batch_loss(plain, graphdef, params, batch)[1]._replace(stats={})
 
     return evaluate_step
 
@@ -49,33 +49,37 @@ def make_validation(
     return validate
 
 
-def evaluate(step: EvaluateStep, params: Params, batches: Iterable[Batch], bytes_per_token: float) -> dict[str, float]:
-    """Metrics over `batches`, every token weighing the same.
+def evaluate(
+    step: EvaluateStep, params: Params, batches: Iterable[Batch], bytes_per_token: float | None
+) -> dict[str, float]:
+    """Metrics over `batches`, every token (or sequence) weighing the same.
 
     Returns:
-      loss: nats per token; perplexity: exp(loss); bits_per_byte: loss / ln 2 / bytes_per_token, comparable between
-      tokenizers; accuracy: share of tokens whose most likely prediction is right; num_tokens.
+      The means of the head's metrics, among them `loss`, and what they are over, e.g. `num_tokens`. Of models that
+      predict tokens also `perplexity`, exp(loss), and, where `bytes_per_token` is known, `bits_per_byte`: loss / ln 2 /
+      bytes_per_token, comparable between tokenizers.
     """
     # Summed on the host in double precision; a device value is fetched only after the next batch has been sent.
-    totals = {"loss": 0.0, "weight": 0.0, "correct": 0.0}
-    pending = None
+    total = pending = None
     for batch in batches:
-        sums = step(params, batch)
+        results = step(params, batch)
         if pending is not None:
-            add_to(totals, pending)
-        pending = sums
+            total = added(total, pending)
+        pending = results
     assert pending is not None, "a validation split has at least one batch"
-    add_to(totals, pending)
-    loss = totals["loss"] / totals["weight"]
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
-        "bits_per_byte": loss / math.log(2) / bytes_per_token,
-        "accuracy": totals["correct"] / totals["weight"],
-        "num_tokens": totals["weight"],
+    total = added(total, pending)
+    scores = {
+        name: value / max(total.weights[term], 1) for term, sums in total.sums.items() for name, value in sums.items()
     }
+    scores.pop("z_loss", None)
+    if "tokens" in total.weights:
+        scores["perplexity"] = math.exp(min(scores["loss"], 700))
+        if bytes_per_token is not None:
+            scores["bits_per_byte"] = scores["loss"] / math.log(2) / bytes_per_token
+    return scores | {f"num_{term}": weight for term, weight in total.weights.items()}
 
 
-def add_to(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
-    for name, value in jax.device_get(sums).items():
-        totals[name] += float(value)
+def added(total: BatchLoss | None, results: BatchLoss) -> BatchLoss:
+    """Both together, as Python's floats."""
+    values = jax.tree.map(float, jax.device_get(results))
+    return values if total is None else jax.tree.map(lambda a, b: a + b, total, values)

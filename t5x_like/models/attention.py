@@ -1,4 +1,4 @@
-"""Multi-head, grouped-query and multi-query self-attention."""
+"""Multi-head, grouped-query and multi-query attention, within a sequence and across to another."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,44 +14,61 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention.door import attention
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.norms import Norm, NormConfig
-from t5x_like.models.parameters import Initializer, Linear, Module
+from t5x_like.models.parameters import Initializers, Linear, Module, parameter
 from t5x_like.models.positions import RotaryConfig, rotate
+
+Backend = Literal["auto", "reference", "chunked", "tpu"]
 
 
 @configurable
 class AttentionConfig:
-    """Self-attention (Vaswani et al. 2017; grouped queries: Ainslie et al. 2023).
+    """Attention (Vaswani et al. 2017; grouped queries: Ainslie et al. 2023).
 
     Attributes:
       num_heads: query heads.
       num_kv_heads: key and value heads, each shared by num_heads / num_kv_heads query heads; None: num_heads
         (multi-head); 1 is multi-query.
       head_dim: size of a head; None: d_model / num_heads.
+      scale: factor on the products of queries and keys; None: head_dim ** -0.5; T5 has 1.0.
       rotary: rotary positions of queries and keys; None: no positions in attention.
-      window: tokens that each token sees, itself the last of them (sliding window, Beltagy et al. 2020); None: all.
+      window: tokens that each token sees (sliding window, Beltagy et al. 2020): where attention is causal, itself and
+        those before it; in an encoder, window // 2 on either side. None: all.
+      chunk: each token sees only tokens of its own chunk of so many (Llama 4); None: no chunks.
+      soft_cap: products become soft_cap * tanh(product / soft_cap) (Gemma 2); None: they stay.
+      sinks: one more learned logit per head takes part in the softmax and carries no value (gpt-oss).
       qk_norm: normalisation of queries and of keys, before the rotation (Henry et al. 2020); None: none.
       qk_norm_dims: what `qk_norm` normalises together: each `head` (Qwen 3), or `all_heads` of a token (OLMo 2).
       use_qkv_bias: biases on the projections to queries, keys and values.
       use_out_bias: a bias on the output projection.
       dropout_rate: dropout of the attention probabilities while training.
+      backend: the kernel; `auto`: the first that can do what is asked (see docs/kernels.md).
     """
 
     num_heads: int
     num_kv_heads: int | None = None
     head_dim: int | None = None
+    scale: float | None = None
     rotary: RotaryConfig | None = None
     window: int | None = None
+    chunk: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
     qk_norm: NormConfig | None = None
     qk_norm_dims: Literal["head", "all_heads"] = "head"
     use_qkv_bias: bool = False
     use_out_bias: bool = False
     dropout_rate: float = 0.0
+    backend: Backend = "auto"
 
     def __post_init__(self):
-        for name in ("num_heads", "num_kv_heads", "head_dim", "window"):
+        for name in ("num_heads", "num_kv_heads", "head_dim", "window", "chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"AttentionConfig.{name} is {value}: it must be at least 1.")
+        for name in ("scale", "soft_cap"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"AttentionConfig.{name} is {value}: it must be positive, or None.")
         if self.num_heads % self.kv_heads:
             raise UserError(
                 f"AttentionConfig.num_heads ({self.num_heads}) is not a multiple of num_kv_heads ({self.kv_heads}): "
@@ -63,8 +80,8 @@ class AttentionConfig:
             )
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"AttentionConfig.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
-        if self.rotary and self.head_dim and self.head_dim % 2:
-            raise UserError(f"AttentionConfig.head_dim is {self.head_dim}: rotary positions need an even head_dim.")
+        if self.rotary and self.head_dim:
+            self.rotary.rotated_dims(self.head_dim)
 
     @property
     def kv_heads(self) -> int:
@@ -80,47 +97,69 @@ class AttentionConfig:
                 "change one of them, or set AttentionConfig.head_dim."
             )
         size = d_model // self.num_heads
-        if self.rotary and size % 2:
-            raise UserError(f"head_dim is {size} (d_model / num_heads): rotary positions need an even head_dim.")
+        if self.rotary:
+            self.rotary.rotated_dims(size)
         return size
+
+    def key_value_shapes(self, d_model: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(heads, head_dim) of the keys and of the values of a token: what a cache keeps of it."""
+        return ((self.kv_heads, self.head_size(d_model)),) * 2
+
+    def masked(self, mask: MaskSpec) -> MaskSpec:
+        """`mask`, narrowed by `window` and `chunk`."""
+        if self.window is not None:
+            window = (self.window - 1, None) if mask.causal else (self.window // 2,) * 2
+            mask = dataclasses.replace(mask, window=window)
+        return dataclasses.replace(mask, chunk=self.chunk)
 
 
 class Attend(Protocol):
-    """The core of a self-attention layer: queries, keys and values of new tokens in, their outputs and state out.
+    """The core of an attention layer: queries, keys and values in, their outputs and a state out.
 
-    Training attends among the new tokens and has no state (None); decoding also reads and writes the layer's cache.
-    `options` are the layer's own arguments for `kernels.attention.door.attention`.
+    Training attends among the tokens of the batch and has no state (None); decoding also reads and writes the layer's
+    cache. `options` are the layer's own arguments for `kernels.attention.door.attention`.
     """
 
     def __call__(
         self,
         q: Float[Array, "batch length heads head_dim"],
-        k: Float[Array, "batch length kv_heads head_dim"],
-        v: Float[Array, "batch length kv_heads head_dim"],
+        k: Float[Array, "batch kv_length kv_heads head_dim"],
+        v: Float[Array, "batch kv_length kv_heads v_dim"],
         state: Any,
         **options: Any,
-    ) -> tuple[Float[Array, "batch length heads head_dim"], Any]: ...
+    ) -> tuple[Float[Array, "batch length heads v_dim"], Any]: ...
 
 
-def attend_within(segment_ids: Int[Array, "batch length"] | None) -> Attend:
-    """Attention among the tokens of the batch: the training path."""
-    pair = None if segment_ids is None else (segment_ids, segment_ids)
+Pair = tuple[Int[Array, "batch length"], Int[Array, "batch kv_length"]]
+
+
+def attend_among(segment_ids: Pair | None = None, positions: Pair | None = None) -> Attend:
+    """Attention among the tokens of a batch, without a state.
+
+    Args:
+      segment_ids: of queries and keys: tokens attend to equal ids only; 0 is padding. None: one segment.
+      positions: of queries and keys: what masks compare; None: the places in the rows.
+    """
 
     def attend(q, k, v, state, **options):
-        return attention(q, k, v, segment_ids=pair, **options), state
+        return attention(q, k, v, segment_ids=segment_ids, positions=positions, **options), state
 
     return attend
 
 
+KeysValues = tuple[Float[Array, "batch kv_length kv_heads head_dim"], Float[Array, "batch kv_length kv_heads v_dim"]]
+
+
 class Attention(Module):
+    """Queries from one sequence; keys and values from the same, or, in cross-attention, from another."""
+
     def __init__(
         self,
         config: AttentionConfig,
         d_model: int,
         *,
         mask: MaskSpec,
-        init: Initializer,
-        out_init: Initializer,
+        inits: Initializers,
         dtype: jnp.dtype,
         key: PRNGKeyArray,
     ):
@@ -128,21 +167,22 @@ class Attention(Module):
         heads = {"heads": config.num_heads, "head_dim": head_dim}
         kv_heads = {"kv_heads": config.kv_heads, "head_dim": head_dim}
         keys = jax.random.split(key, 4)
-        project: Callable[..., Linear] = lambda dims, key: Linear(
+        project: Callable[..., Linear] = lambda dims, init, key: Linear(
             {"embed": d_model}, dims, init=init, use_bias=config.use_qkv_bias, dtype=dtype, key=key
         )
-        self.query = project(heads, keys[0])
-        self.key = project(kv_heads, keys[1])
-        self.value = project(kv_heads, keys[2])
+        self.query = project(heads, inits.kernel, keys[0])
+        self.key = project(kv_heads, inits.kernel, keys[1])
+        self.value = project(kv_heads, inits.inner, keys[2])
         self.out = Linear(
-            heads, {"embed": d_model}, init=out_init, use_bias=config.use_out_bias, dtype=dtype, key=keys[3]
+            heads, {"embed": d_model}, init=inits.out, use_bias=config.use_out_bias, dtype=dtype, key=keys[3]
         )
         norm: Callable[[int], Norm | None] = lambda num_heads: (
             config.qk_norm and Norm(config.qk_norm, head_dim if config.qk_norm_dims == "head" else num_heads * head_dim)
         )
         self.query_norm, self.key_norm = norm(config.num_heads), norm(config.kv_heads)
+        self.sinks = parameter(jnp.zeros(config.num_heads), ("heads",)) if config.sinks else None
         self.config = config
-        self.mask = mask if config.window is None else dataclasses.replace(mask, window=(config.window - 1, None))
+        self.mask = config.masked(mask)
 
     def __call__(
         self,
@@ -152,17 +192,42 @@ class Attention(Module):
         attend: Attend,
         state: Any,
         dropout_key: PRNGKeyArray | None,
+        keys_values: KeysValues | None = None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        q, k = self.normalize(q, self.query_norm), self.normalize(k, self.key_norm)
-        if self.config.rotary:
-            q, k = rotate(q, positions, self.config.rotary), rotate(k, positions, self.config.rotary)
+        """Attends from x to itself, or to `keys_values` of another sequence."""
+        q = self.rotated(self.normalized(self.query(x), self.query_norm), positions)
+        k, v = self.keys_values(x, positions) if keys_values is None else keys_values
         q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
-        rate = self.config.dropout_rate if dropout_key is not None else 0.0
-        o, state = attend(q, k, v, state, mask=self.mask, dropout_rate=rate, dropout_key=dropout_key)
+        config = self.config
+        o, state = attend(
+            q,
+            k,
+            v,
+            state,
+            mask=self.mask,
+            scale=config.scale,
+            soft_cap=config.soft_cap,
+            sinks=None if self.sinks is None else self.sinks[...],
+            dropout_rate=config.dropout_rate if dropout_key is not None else 0.0,
+            dropout_key=dropout_key,
+            backend=config.backend,
+        )
         return self.out(checkpoint_name(o, "attention")), state
 
-    def normalize(
+    def keys_values(
+        self, x: Float[Array, "batch kv_length embed"], positions: Int[Array, "batch kv_length"] | None = None
+    ) -> KeysValues:
+        """Keys and values of a sequence; without positions they are not rotated."""
+        return self.rotated(self.normalized(self.key(x), self.key_norm), positions), self.value(x)
+
+    def rotated(
+        self, x: Float[Array, "batch length heads head_dim"], positions: Int[Array, "batch length"] | None
+    ) -> Float[Array, "batch length heads head_dim"]:
+        if self.config.rotary is None or positions is None:
+            return x
+        return rotate(x, positions, self.config.rotary)
+
+    def normalized(
         self, x: Float[Array, "batch length heads head_dim"], norm: Norm | None
     ) -> Float[Array, "batch length heads head_dim"]:
         if norm is None:

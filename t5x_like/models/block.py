@@ -1,18 +1,20 @@
 """One transformer block: `x + attention(norm(x))`, then `x + feedforward(norm(x))`."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.attention import Attend, Attention, AttentionConfig
-from t5x_like.models.feedforward import MLP, MLPConfig
+from t5x_like.models.attention import Attend, Attention, AttentionConfig, KeysValues
+from t5x_like.models.feedforward import MLP, MLPConfig, dropout
+from t5x_like.models.latent_attention import LatentAttention, LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
-from t5x_like.models.parameters import Initializer, Module
+from t5x_like.models.parameters import Initializers, Module
 from t5x_like.sharding.logical import constrain
 
 
@@ -22,28 +24,84 @@ class BlockConfig:
 
     Attributes:
       attention: the mixing of tokens.
+      cross_attention: attention to the encoder's output, between `attention` and `feedforward`: what a decoder's blocks
+        have in an encoder-decoder. None: none.
       feedforward: the part that acts on each token alone.
-      norm: normalisation of each of the two.
-      norm_place: `before`: x + f(norm(x)) (pre-norm, most models); `after`: x + norm(f(x)) (OLMo 2, section 3.2).
-      dropout_rate: dropout of what attention and feed-forward add to the residual stream, while training.
+      norm: normalisation around each part f of the block; None: none (then see DecoderConfig.residual_init).
+      norm_place: `pre`: x + f(norm(x)) (most models); `post`: norm(x + f(x)) (Vaswani et al. 2017, BERT);
+        `post_branch`: x + norm(f(x)) (OLMo 2, section 3.2); `sandwich`: x + norm(f(norm(x))) (Gemma 2).
+      norm_attention: False leaves out the norm of `attention` (the first block of ModernBERT).
+      parallel: attention and feed-forward both read the block's input, through one norm (GPT-J, PaLM); `pre` only.
+      dropout_rate: dropout of what each part adds to the residual stream, while training.
     """
 
-    attention: AttentionConfig
+    attention: AttentionConfig | LatentAttentionConfig
+    cross_attention: AttentionConfig | None = None
     feedforward: MLPConfig
-    norm: NormConfig = NormConfig()
-    norm_place: Literal["before", "after"] = "before"
+    norm: NormConfig | None = NormConfig()
+    norm_place: Literal["pre", "post", "post_branch", "sandwich"] = "pre"
+    norm_attention: bool = True
+    parallel: bool = False
     dropout_rate: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"BlockConfig.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
+        if self.parallel and (self.norm_place != "pre" or self.cross_attention is not None):
+            raise UserError("BlockConfig.parallel needs norm_place = 'pre' and no cross_attention: set it to False.")
+        if self.cross_attention is not None:
+            for name in ("rotary", "window", "chunk"):
+                if getattr(self.cross_attention, name) is not None:
+                    raise UserError(
+                        f"BlockConfig.cross_attention has {name}: it attends to another sequence, whose tokens have no "
+                        f"distance from this one's. Leave AttentionConfig.{name} at None there, in a scope of its own."
+                    )
+
+    @property
+    def uses_dropout(self) -> bool:
+        parts = self.attention, self.cross_attention, self.feedforward, self
+        return any(getattr(part, "dropout_rate", 0) for part in parts)
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
-    """Zeroes each element with probability `rate` and scales the rest; the identity without a key."""
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+RouterStats = Any
+
+
+class TokenInfo(NamedTuple):
+    """What layers may know of the tokens whose vectors they get.
+
+    Attributes:
+      positions: of each token within its segment.
+      ids: of the vocabulary.
+      is_token: False for padding; None: there is none.
+    """
+
+    positions: Int[Array, "batch length"]
+    ids: Int[Array, "batch length"] | None = None
+    is_token: Bool[Array, "batch length"] | None = None
+
+
+class Encoded(NamedTuple):
+    """What a decoder attends to.
+
+    Attributes:
+      x: the encoder's output; None where all layers' states hold their keys and values of it.
+      attend: from the decoder's tokens to the encoder's.
+    """
+
+    x: Float[Array, "batch kv_length embed"] | None
+    attend: Attend
+
+
+class BlockState(NamedTuple):
+    """What a block keeps between the steps of decoding.
+
+    Attributes:
+      attention: the state of `Attend`.
+      encoded: keys and values of the encoder's output; None before the first step, or without cross-attention.
+    """
+
+    attention: Any
+    encoded: KeysValues | None = None
 
 
 class Block(Module):
@@ -53,35 +111,98 @@ class Block(Module):
         d_model: int,
         *,
         mask: MaskSpec,
-        init: Initializer,
-        out_init: Initializer,
+        inits: Initializers,
         dtype: jnp.dtype,
         key: PRNGKeyArray,
     ):
-        attention_key, feedforward_key = jax.random.split(key)
-        options = {"init": init, "out_init": out_init, "dtype": dtype}
-        self.attention_norm = Norm(config.norm, d_model)
-        self.attention = Attention(config.attention, d_model, mask=mask, key=attention_key, **options)
-        self.feedforward_norm = Norm(config.norm, d_model)
-        self.feedforward = MLP(config.feedforward, d_model, key=feedforward_key, **options)
-        self.dropout_rate = config.dropout_rate
-        self.norm_before = config.norm_place == "before"
+        keys = jax.random.split(key, 3)
+        options = {"inits": inits, "dtype": dtype}
+        sandwich = config.norm_place == "sandwich"
+        norm = lambda used=True: Norm(config.norm, d_model) if used and config.norm is not None else None
+        attention = LatentAttention if isinstance(config.attention, LatentAttentionConfig) else Attention
+        self.attention_norm = norm(config.norm_attention)
+        self.attention = attention(config.attention, d_model, mask=mask, key=keys[0], **options)
+        self.attention_out_norm = norm(sandwich)
+        crosses = config.cross_attention is not None
+        self.cross_attention_norm = norm(crosses)
+        cross = lambda: Attention(config.cross_attention, d_model, mask=MaskSpec(), key=keys[2], **options)
+        self.cross_attention = cross() if crosses else None
+        self.cross_attention_out_norm = norm(crosses and sandwich)
+        self.feedforward_norm = norm(not config.parallel)
+        self.feedforward = MLP(config.feedforward, d_model, key=keys[1], **options)
+        self.feedforward_out_norm = norm(sandwich)
+        self.config = config
 
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
         *,
-        positions: Int[Array, "batch length"],
+        tokens: TokenInfo,
         attend: Attend,
-        state: Any,
+        encoded: Encoded | None,
+        state: BlockState | None,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch length embed"], BlockState | None, RouterStats | None]:
+        """The stream behind the block, the block's state, and, of a mixture of experts, its router's statistics."""
+        keys = (None,) * 6 if dropout_key is None else jax.random.split(dropout_key, 6)
+        attention_state, kept = (None, None) if state is None else state
+        attention = lambda y: self.attention(
+            y, positions=tokens.positions, attend=attend, state=attention_state, dropout_key=keys[0]
+        )
+        if self.config.parallel:
+            y = normalized(x, self.attention_norm)
+            (mixed, attention_state), (fed, stats) = attention(y), self.feed(y, tokens, keys[1])
+            x = constrain(x + dropout(mixed + fed, self.config.dropout_rate, keys[2]), "batch", "length", "embed")
+        else:
+            x, attention_state = self.add(x, attention, self.attention_norm, self.attention_out_norm, keys[2])
+            if self.cross_attention is not None:
+                cross = lambda y: self.attend_encoded(y, tokens, encoded, kept, keys[3])
+                x, kept = self.add(x, cross, self.cross_attention_norm, self.cross_attention_out_norm, keys[4])
+            feed = lambda y: self.feed(y, tokens, keys[1])
+            x, stats = self.add(x, feed, self.feedforward_norm, self.feedforward_out_norm, keys[5])
+        return x, None if state is None else BlockState(attention_state, kept), stats
+
+    def feed(
+        self, x: Float[Array, "batch length embed"], tokens: TokenInfo, dropout_key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "batch length embed"], RouterStats | None]:
+        return self.feedforward(x, dropout_key), None
+
+    def add(
+        self,
+        x: Float[Array, "batch length embed"],
+        part: Callable[[Float[Array, "batch length embed"]], tuple[Float[Array, "batch length embed"], Any]],
+        norm: Norm | None,
+        out_norm: Norm | None,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
-        y = self.attention_norm(x) if self.norm_before else x
-        y, state = self.attention(y, positions=positions, attend=attend, state=state, dropout_key=keys[0])
-        y = y if self.norm_before else self.attention_norm(y)
-        x = constrain(x + dropout(y, self.dropout_rate, keys[1]), "batch", "length", "embed")
-        y = self.feedforward(self.feedforward_norm(x) if self.norm_before else x)
-        y = y if self.norm_before else self.feedforward_norm(y)
-        x = constrain(x + dropout(y, self.dropout_rate, keys[2]), "batch", "length", "embed")
-        return x, state
+        """Adds a part of the block to the stream; returns what else the part returns beside it."""
+        place = self.config.norm_place
+        y, rest = part(normalized(x, norm) if place in ("pre", "sandwich") else x)
+        if place in ("post_branch", "sandwich"):
+            y = normalized(y, norm if place == "post_branch" else out_norm)
+        x = x + dropout(y, self.config.dropout_rate, dropout_key)
+        return constrain(normalized(x, norm) if place == "post" else x, "batch", "length", "embed"), rest
+
+    def attend_encoded(
+        self,
+        x: Float[Array, "batch length embed"],
+        tokens: TokenInfo,
+        encoded: Encoded,
+        kept: KeysValues | None,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch length embed"], KeysValues]:
+        """Attends to the encoder's output, whose keys and values are returned to be kept while decoding."""
+        keys_values = self.cross_attention.keys_values(encoded.x) if kept is None else kept
+        y, _ = self.cross_attention(
+            x,
+            positions=tokens.positions,
+            attend=encoded.attend,
+            state=None,
+            dropout_key=dropout_key,
+            keys_values=keys_values,
+        )
+        return y, keys_values
+
+
+def normalized(x: Float[Array, "batch length embed"], norm: Norm | None) -> Float[Array, "batch length embed"]:
+    return x if norm is None else norm(x)

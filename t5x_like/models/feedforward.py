@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
-from t5x_like.models.parameters import Initializer, Linear, Module
+from t5x_like.models.parameters import Initializers, Linear, Module
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "squared_relu"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "squared_relu", "tanh"]
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -19,7 +19,15 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
     "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),
+    "tanh": jnp.tanh,
 }
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
+    """Zeroes each element with probability `rate` and scales the rest; the identity without a key."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
 @configurable
@@ -28,19 +36,24 @@ class MLPConfig:
 
     Attributes:
       d_ff: hidden size.
-      activation: `gelu` (erf), `gelu_tanh` (its approximation), `silu`, `relu`, or `squared_relu` (So et al. 2021).
+      activation: `gelu` (erf), `gelu_tanh` (its approximation), `silu`, `relu`, `squared_relu` (So et
+        al. 2021), or `tanh`.
       gated: multiplies the activated half by a second, linear projection.
       use_bias: biases on the projections.
+      dropout_rate: dropout of the hidden units while training (T5).
     """
 
     d_ff: int
     activation: Activation = "silu"
     gated: bool = True
     use_bias: bool = False
+    dropout_rate: float = 0.0
 
     def __post_init__(self):
         if self.d_ff < 1:
             raise UserError(f"MLPConfig.d_ff is {self.d_ff}: it must be at least 1.")
+        if not 0 <= self.dropout_rate < 1:
+            raise UserError(f"MLPConfig.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
 
 
 class MLP(Module):
@@ -49,22 +62,22 @@ class MLP(Module):
         config: MLPConfig,
         d_model: int,
         *,
-        init: Initializer,
-        out_init: Initializer,
+        inits: Initializers,
         dtype: jnp.dtype,
         key: PRNGKeyArray,
     ):
         embed, mlp = {"embed": d_model}, {"mlp": config.d_ff}
         keys = jax.random.split(key, 3)
         options = {"use_bias": config.use_bias, "dtype": dtype}
-        self.up = Linear(embed, mlp, init=init, key=keys[0], **options)
-        self.gate = Linear(embed, mlp, init=init, key=keys[1], **options) if config.gated else None
-        self.down = Linear(mlp, embed, init=out_init, key=keys[2], **options)
-        self.activation = config.activation
+        self.up = Linear(embed, mlp, init=inits.inner, key=keys[0], **options)
+        self.gate = Linear(embed, mlp, init=inits.inner, key=keys[1], **options) if config.gated else None
+        self.down = Linear(mlp, embed, init=inits.out, key=keys[2], **options)
+        self.config = config
 
-    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
-        activate = ACTIVATIONS[self.activation]
+    def __call__(
+        self, x: Float[Array, "batch length embed"], dropout_key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch length embed"]:
+        activate = ACTIVATIONS[self.config.activation]
         up = checkpoint_name(self.up(x), "mlp")
-        if self.gate is None:
-            return self.down(activate(up))
-        return self.down(activate(checkpoint_name(self.gate(x), "gate")) * up)
+        hidden = activate(up) if self.gate is None else activate(checkpoint_name(self.gate(x), "gate")) * up
+        return self.down(dropout(hidden, self.config.dropout_rate, dropout_key))

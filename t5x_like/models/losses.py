@@ -1,21 +1,33 @@
-"""From hidden vectors to loss sums, without ever holding the logits of the whole batch."""
+"""Losses of tokens: from vectors to sums, without ever holding the scores of the whole batch."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.cross_entropy import LossSums, cross_entropy, squared_error
-from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.sharding.logical import batch_axes
 
 Batch = dict[str, Array]
-"""Arrays [batch, length] under T5X's feature names: `decoder_input_tokens`, `decoder_target_tokens`,
-`decoder_loss_weights`, and, when documents are packed, `decoder_segment_ids` and `decoder_positions`."""
+"""Arrays [batch, ...] under T5X's feature names, e.g. `decoder_input_tokens`; see docs/data.md."""
+
+
+class Term(NamedTuple):
+    """One of the losses of a batch, as sums over what it is about: tokens, sequences, pairs.
+
+    Attributes:
+      objective: what is differentiated.
+      weight: sum of the weights.
+      metrics: sums by name, each to be divided by `weight`.
+    """
+
+    objective: Float[Array, ""]
+    weight: Float[Array, ""]
+    metrics: dict[str, Float[Array, ""]]
 
 
 @configurable
@@ -54,6 +66,8 @@ def token_loss(
     head: Float[Array, "vocab embed"],
     labels: Int[Array, "batch length"],
     weights: Float[Array, "batch length"],
+    *,
+    soft_cap: float | None = None,
 ) -> LossSums:
     """Loss sums over the whole batch; differentiate `.objective`.
 
@@ -68,7 +82,11 @@ def token_loss(
             sums = squared_error(*tokens, chunk_size=config.chunk_tokens)
         else:
             sums = cross_entropy(
-                *tokens, z_loss=config.z_loss, label_smoothing=config.label_smoothing, chunk_size=config.chunk_tokens
+                *tokens,
+                z_loss=config.z_loss,
+                label_smoothing=config.label_smoothing,
+                soft_cap=soft_cap,
+                chunk_size=config.chunk_tokens,
             )
         return lax.psum(sums, axes) if axes else sums
 
@@ -77,18 +95,3 @@ def token_loss(
     rows, whole = PartitionSpec(axes), PartitionSpec()
     sharded = jax.shard_map(local, in_specs=(rows, whole, rows, rows), out_specs=whole, axis_names=set(axes))
     return sharded(hidden, head, labels, weights)
-
-
-def batch_loss(
-    config: LossConfig, graphdef: GraphDef, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
-) -> LossSums:
-    """Runs the model on a batch and returns its loss sums; dropout only with a key."""
-    model = merge(graphdef, params)
-    hidden, _ = model(
-        batch["decoder_input_tokens"],
-        positions=batch.get("decoder_positions"),
-        segment_ids=batch.get("decoder_segment_ids"),
-        dropout_key=dropout_key,
-    )
-    labels, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-    return token_loss(config, hidden, model.output_embedding(), labels, weights)

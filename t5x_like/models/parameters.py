@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,20 @@ Axes = tuple[str, ...]
 """Logical name of every dim of an array, e.g. `("embed", "mlp")`."""
 Initializer = Callable[[PRNGKeyArray, tuple[int, ...], int, int], Array]
 """(key, shape, fan_in, fan_out) -> float32 array."""
+
+
+class Initializers(NamedTuple):
+    """How the projections of a block start.
+
+    Attributes:
+      kernel: those that neither `inner` nor `out` is for.
+      inner: the values of attention and the first layers of feed-forward networks.
+      out: those that write into the residual stream.
+    """
+
+    kernel: Initializer
+    inner: Initializer
+    out: Initializer
 
 
 def parameter(value: Array, axes: Axes) -> nnx.Param:

@@ -10,6 +10,9 @@ from t5x_like.errors import UserError
 from t5x_like.models.parameters import Initializer, Module, parameter
 from t5x_like.sharding.logical import constrain
 
+Frequencies = Float[Array, "half"]
+Length = Int[Array, ""]
+
 
 @configurable
 class LearnedPositionsConfig:
@@ -50,8 +53,69 @@ class LinearScaling:
     def __post_init__(self):
         _check_factor(self)
 
-    def rescale(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+    magnitude = 1.0
+
+    def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
         return frequencies / self.factor
+
+
+@configurable
+class DynamicScaling:
+    """A larger base for longer texts (NTK-aware scaling): texts of up to `original_length` tokens stay as they are.
+
+    Attributes:
+      factor: how the base grows with what exceeds `original_length`.
+      original_length: tokens of the texts the model was trained on.
+    """
+
+    factor: float
+    original_length: int
+
+    def __post_init__(self):
+        _check_factor(self)
+
+    magnitude = 1.0
+
+    def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
+        half = len(frequencies)
+        length = jnp.maximum(length, self.original_length)
+        growth = self.factor * length / self.original_length - (self.factor - 1)
+        # theta is replaced by theta * growth ** (half / (half - 1)).
+        return frequencies * growth ** (-jnp.arange(half) / max(half - 1, 1))
+
+
+@configurable
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024): every dim has divisors of its own, for short and for long texts (Phi-3).
+
+    Attributes:
+      short_factors: divisors of the rotations in texts of up to `original_length` tokens, one per pair of dims.
+      long_factors: the same in longer ones.
+      original_length: tokens of the texts the model was trained on first.
+      attention_factor: factor on rotated queries and on rotated keys.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_length: int
+    attention_factor: float = 1.0
+
+    def __post_init__(self):
+        _check_factor(self)
+        short, long = len(self.short_factors), len(self.long_factors)
+        if short != long:
+            raise UserError(f"LongRopeScaling has {short} short_factors and {long} long_factors: give as many of each.")
+
+    @property
+    def magnitude(self) -> float:
+        return self.attention_factor
+
+    def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
+        half, given = len(frequencies), len(self.short_factors)
+        if half != given:
+            raise UserError(f"LongRopeScaling has {given} factors: heads rotate {2 * half} dims, which need {half}.")
+        short, long = jnp.array(self.short_factors), jnp.array(self.long_factors)
+        return frequencies / jnp.where(length > self.original_length, long, short)
 
 
 @configurable
@@ -78,7 +142,9 @@ class Llama3Scaling:
                 f"high_frequency_turns ({self.high_frequency_turns})."
             )
 
-    def rescale(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+    magnitude = 1.0
+
+    def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
         turns = self.original_length * frequencies / (2 * math.pi)
         low, high = self.low_frequency_turns, self.high_frequency_turns
         kept = jnp.clip((turns - low) / (high - low), 0, 1)
@@ -118,7 +184,7 @@ class YarnScaling:
     def magnitude(self) -> float:
         return 0.1 * math.log(self.factor) + 1 if self.attention_factor is None else self.attention_factor
 
-    def rescale(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+    def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
         half = len(frequencies)
         # The (fractional) dim that makes so many turns within the original length.
         first, last = (
@@ -134,9 +200,12 @@ class YarnScaling:
         return frequencies * (kept + (1 - kept) / self.factor)
 
 
-def _check_factor(scaling: LinearScaling | Llama3Scaling | YarnScaling) -> None:
+Scaling = LinearScaling | DynamicScaling | LongRopeScaling | Llama3Scaling | YarnScaling
+
+
+def _check_factor(scaling: Scaling) -> None:
     name, length = type(scaling).__name__, getattr(scaling, "original_length", 1)
-    if scaling.factor < 1:
+    if getattr(scaling, "factor", 1) < 1:
         raise UserError(f"{name}.factor is {scaling.factor}: it must be at least 1.")
     if length < 1:
         raise UserError(f"{name}.original_length is {length}: it must be at least 1.")
@@ -148,22 +217,60 @@ class RotaryConfig:
 
     Attributes:
       theta: base of the geometric sequence of wavelengths.
+      fraction: share of a head's dims that are rotated, the first ones (partial rotary).
       scaling: how rotations are slowed down for texts longer than those trained on; None: they are not.
     """
 
     theta: float = 10_000.0
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
+    fraction: float = 1.0
+    scaling: Scaling | None = None
 
     def __post_init__(self):
         if self.theta <= 0:
             raise UserError(f"RotaryConfig.theta is {self.theta}: it must be positive.")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"RotaryConfig.fraction is {self.fraction}: it must be above 0 and at most 1.")
         if isinstance(self.scaling, YarnScaling) and self.theta <= 1:
             raise UserError(f"RotaryConfig.theta is {self.theta}: with YarnScaling it must be above 1.")
 
-    def frequencies(self, half: int) -> Float[Array, "half"]:
-        """Radians per position, of each pair of dims."""
+    def rotated_dims(self, head_dim: int) -> int:
+        """How many dims of a head are rotated: the first ones, in pairs."""
+        dims = int(head_dim * self.fraction)
+        if dims % 2 or not dims:
+            share = f" x RotaryConfig.fraction ({self.fraction}) = {dims}" if self.fraction != 1 else ""
+            raise UserError(f"head_dim is {head_dim}{share}: rotary positions need an even number of dims.")
+        return dims
+
+    def frequencies(self, half: int, length: Length) -> Frequencies:
+        """Radians per position, of each pair of dims, in texts of `length` tokens."""
         frequencies = self.theta ** (-jnp.arange(half) / half)
-        return frequencies if self.scaling is None else self.scaling.rescale(frequencies, self.theta)
+        return frequencies if self.scaling is None else self.scaling.rescale(frequencies, self.theta, length)
+
+
+@configurable
+class RelativeBiasConfig:
+    """T5's trainable bias on attention, by the distance of query and key (Raffel et al. 2020, section 2.1).
+
+    Attributes:
+      num_buckets: of distances; each has a bias per head, shared by all layers.
+      max_distance: from here on all distances are in one bucket.
+    """
+
+    num_buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self):
+        if self.num_buckets < 4 or self.num_buckets % 2:
+            raise UserError(f"RelativeBiasConfig.num_buckets is {self.num_buckets}: it must be even and at least 4.")
+        if self.max_distance <= self.num_buckets:
+            raise UserError(
+                f"RelativeBiasConfig.max_distance ({self.max_distance}) must exceed num_buckets ({self.num_buckets})."
+            )
+
+
+@configurable
+class AlibiConfig:
+    """A penalty on attention in proportion to distance, another slope for each head (ALiBi, Press et al. 2022)."""
 
 
 class LearnedPositions(Module):
@@ -188,13 +295,16 @@ def sinusoidal(
 def rotate(
     x: Float[Array, "batch length heads head_dim"], positions: Int[Array, "batch length"], config: RotaryConfig
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Turns each pair (x[i], x[i + head_dim / 2]) by position * theta ** (-2 i / head_dim), in float32.
+    """Turns each pair (x[i], x[i + dims / 2]) of the dims rotated by position * theta ** (-2 i / dims), in float32.
 
-    A scaling changes the frequencies, and YaRN's the length of the result.
+    A scaling changes the frequencies, and YaRN and LongRoPE the length of the result.
     """
-    angles = positions[:, :, None, None] * config.frequencies(x.shape[-1] // 2)
+    dims = config.rotated_dims(x.shape[-1])
+    angles = positions[:, :, None, None] * config.frequencies(dims // 2, jnp.max(positions) + 1)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
-    if isinstance(config.scaling, YarnScaling):
-        sin, cos = sin * config.scaling.magnitude, cos * config.scaling.magnitude
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    magnitude = 1.0 if config.scaling is None else config.scaling.magnitude
+    if magnitude != 1:
+        sin, cos = sin * magnitude, cos * magnitude
+    first, second = jnp.split(x[..., :dims].astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return turned if dims == x.shape[-1] else jnp.concatenate([turned, x[..., dims:]], axis=-1)

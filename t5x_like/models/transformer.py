@@ -1,7 +1,8 @@
-"""Whole models: token ids in, hidden vectors or logits out."""
+"""Whole models: decoder (GPT), encoder (BERT) and encoder-decoder (T5), from token ids to vectors."""
 
+import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,138 +11,223 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.attention import Attend, attend_within
-from t5x_like.models.block import dropout
+from t5x_like.models.attention import Attend, attend_among
+from t5x_like.models.block import Encoded, TokenInfo
+from t5x_like.models.feedforward import dropout
+from t5x_like.models.heads import HEADS, HeadConfig, HeadOptions, LanguageModelHeadConfig
+from t5x_like.models.losses import Batch
 from t5x_like.models.norms import Norm, NormConfig
-from t5x_like.models.parameters import InitializerConfig, Module, parameter
+from t5x_like.models.parameters import InitializerConfig, Initializers, Module, parameter
 from t5x_like.models.positions import (
     LearnedPositions,
     LearnedPositionsConfig,
     SinusoidalPositionsConfig,
     sinusoidal,
 )
-from t5x_like.models.stack import Stack, StackConfig
+from t5x_like.models.stack import Stack, StackConfig, StackOutput, States
 from t5x_like.sharding.logical import constrain
 
+Tokens = Int[Array, "batch length"]
 
-@configurable
-class DecoderConfig:
-    """A decoder-only language model (GPT, Llama, ...).
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What all models have.
 
     Attributes:
       d_model: width of the residual stream.
-      stack: the layers.
       vocab_size: rows of the embedding; None: the tokenizer's vocabulary. A larger number pads it, e.g. to a multiple
         of 128.
       scale_embedding: multiplies the embedded tokens by sqrt(d_model) (Vaswani et al. 2017, section 3.4; Gemma).
       positions: absolute positions added to the embedding; None: none (rotary positions belong to
-        AttentionConfig.rotary).
-      tie_embeddings: the output projection is the embedding's transpose.
-      final_norm: normalisation before the output projection.
+        AttentionConfig.rotary, T5's and ALiBi's biases to StackConfig.position_bias).
+      num_token_types: kinds of tokens that have an embedding of their own (BERT: first and second sentence); 0: none.
+      embedding_norm: normalisation of the embedded tokens (BERT); None: none.
+      head: what becomes of the vectors behind the last layer.
       dropout_rate: dropout of the embedded tokens while training.
       kernel_init: how the projections start.
-      residual_init: scale of the projections that write into the residual stream: `depth_scaled` divides it by
-        sqrt(2 * num_layers), so that the stream's variance does not grow with depth (GPT-2, section 2.3); `same` does
-        not.
+      residual_init: how those that write into the residual stream start: `depth_scaled` divides them by
+        sqrt(2 * num_layers), so that the stream's variance does not grow with depth (GPT-2, section 2.3); `same` as
+        `kernel_init`. For blocks without norms: `fixup` starts them at 0 and divides values and first feed-forward
+        layers by sqrt(2 * num_layers) (Zhang et al. 2019, without its scalars); `t_fixup` scales all of these by
+        0.67 * num_layers ** -0.25, in the decoder of an encoder-decoder by (9 * num_layers) ** -0.25 (Huang et al.
+        2020, section 3.2).
       embedding_init: how the token and position embeddings and the output projection start.
       dtype: precision of activations and matrix products; parameters, norms, softmax and losses are always float32.
     """
 
     d_model: int
-    stack: StackConfig
     vocab_size: int | None = None
     scale_embedding: bool = False
     positions: LearnedPositionsConfig | SinusoidalPositionsConfig | None = None
-    tie_embeddings: bool = True
-    final_norm: NormConfig = NormConfig()
+    num_token_types: int = 0
+    embedding_norm: NormConfig | None = None
+    head: HeadConfig = LanguageModelHeadConfig()
     dropout_rate: float = 0.0
     kernel_init: InitializerConfig = InitializerConfig()
-    residual_init: Literal["depth_scaled", "same"] = "depth_scaled"
+    residual_init: Literal["depth_scaled", "same", "fixup", "t_fixup"] = "depth_scaled"
     embedding_init: InitializerConfig = InitializerConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     def __post_init__(self):
+        name = type(self).__name__
         if self.d_model < 1:
-            raise UserError(f"DecoderConfig.d_model is {self.d_model}: it must be at least 1.")
+            raise UserError(f"{name}.d_model is {self.d_model}: it must be at least 1.")
         if self.vocab_size is not None and self.vocab_size < 1:
-            raise UserError(f"DecoderConfig.vocab_size is {self.vocab_size}: it must be at least 1, or None.")
+            raise UserError(f"{name}.vocab_size is {self.vocab_size}: it must be at least 1, or None.")
+        if self.num_token_types < 0:
+            raise UserError(f"{name}.num_token_types is {self.num_token_types}: it must not be negative.")
         if not 0 <= self.dropout_rate < 1:
-            raise UserError(f"DecoderConfig.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
+            raise UserError(f"{name}.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
         if isinstance(self.positions, SinusoidalPositionsConfig) and self.d_model % 2:
-            raise UserError(f"DecoderConfig.d_model is {self.d_model}: sinusoidal positions need an even d_model.")
-        self.stack.block.attention.head_size(self.d_model)
+            raise UserError(f"{name}.d_model is {self.d_model}: sinusoidal positions need an even d_model.")
+        for stack_name, stack in self.stacks.items():
+            for block in stack.distinct:
+                block.attention.head_size(self.d_model)
+                self._check_cross_attention(stack_name, block.cross_attention is not None)
+
+    def _check_cross_attention(self, stack: str, crosses: bool):
+        name, needed = type(self).__name__, stack == "decoder"
+        if crosses and not needed:
+            raise UserError(
+                f"{name}.{stack} has BlockConfig.cross_attention, but no encoder's output to attend to: "
+                "set it to None there."
+            )
+        if needed and not crosses:
+            raise UserError(
+                f"{name}.{stack} has blocks without cross_attention, which would not see the encoder's "
+                "output: set BlockConfig.cross_attention = @AttentionConfig() there."
+            )
+
+    @property
+    def stacks(self) -> dict[str, StackConfig]:
+        """The stacks by the name of their field."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if isinstance(getattr(self, field.name), StackConfig)
+        }
 
     @property
     def uses_dropout(self) -> bool:
-        block = self.stack.block
-        return max(self.dropout_rate, block.dropout_rate, block.attention.dropout_rate) > 0
+        blocks = (block for stack in self.stacks.values() for block in stack.distinct)
+        return bool(self.dropout_rate or getattr(self.head, "dropout_rate", 0)) or any(b.uses_dropout for b in blocks)
+
+    def initializers(self, stack: str) -> Initializers:
+        """How the projections of a stack's blocks start."""
+        depth = self.stacks[stack].num_layers
+        build = self.kernel_init.build
+        match self.residual_init:
+            case "depth_scaled":
+                return Initializers(build(), build(), build(scale=1 / math.sqrt(2 * depth)))
+            case "fixup":
+                return Initializers(build(), build(scale=1 / math.sqrt(2 * depth)), build(scale=0.0))
+            case "t_fixup":
+                scale = (9 * depth) ** -0.25 if stack == "decoder" else 0.67 * depth**-0.25
+                return Initializers(build(), build(scale=scale), build(scale=scale))
+        return Initializers(build(), build(), build())
 
 
-class Decoder(Module):
-    """The model; `embedding` and an untied `head` are both [vocab, embed]."""
+@configurable
+class DecoderConfig(TransformerConfig):
+    """A decoder-only language model (GPT, Llama, ...).
 
-    def __init__(self, config: DecoderConfig, key: PRNGKeyArray):
+    Attributes:
+      stack: the layers.
+    """
+
+    stack: StackConfig
+    # The first part of the names of the arrays that the head reads.
+    features = "decoder"
+
+
+@configurable
+class EncoderConfig(TransformerConfig):
+    """A bidirectional encoder (BERT, RoBERTa, ModernBERT).
+
+    Attributes:
+      stack: the layers.
+    """
+
+    stack: StackConfig
+    features = "encoder"
+
+
+@configurable
+class EncoderDecoderConfig(TransformerConfig):
+    """An encoder, and a decoder whose blocks attend to its output too (Vaswani et al. 2017; T5).
+
+    Both share the token embedding.
+
+    Attributes:
+      encoder: the layers that read the inputs.
+      decoder: the layers that write the targets; their blocks have `cross_attention`.
+    """
+
+    encoder: StackConfig
+    decoder: StackConfig
+    # The first part of the names of the arrays that the head reads.
+    features = "decoder"
+
+
+ModelConfig = DecoderConfig | EncoderConfig | EncoderDecoderConfig
+
+
+class Output(NamedTuple):
+    """What a model makes of a batch.
+
+    Attributes:
+      x: vectors for the head.
+      is_token: False for padding; None: there is none.
+      stats: of the routers, by stack.
+    """
+
+    x: Float[Array, "batch length embed"]
+    is_token: Array | None
+    stats: dict[str, Any]
+
+
+class Transformer(Module):
+    """What all models are made of: `embedding` [vocab, embed], what is added to it, and the head."""
+
+    def __init__(self, config: ModelConfig, key: PRNGKeyArray):
         assert config.vocab_size is not None, "the vocabulary's size is resolved before the model is built"
         keys = jax.random.split(key, 4)
         init = config.embedding_init.build()
-        shape = (config.vocab_size, config.d_model)
-        self.embedding = parameter(init(keys[0], shape, *shape), ("vocab", "embed"))
+        table = lambda key, rows, axis: parameter(
+            init(key, (rows, config.d_model), rows, config.d_model), (axis, "embed")
+        )
+        self.embedding = table(keys[0], config.vocab_size, "vocab")
         learned = isinstance(config.positions, LearnedPositionsConfig)
         self.positions = LearnedPositions(config.positions, config.d_model, init=init, key=keys[1]) if learned else None
-        out_scale = 1 / math.sqrt(2 * config.stack.num_layers) if config.residual_init == "depth_scaled" else 1.0
-        self.stack = Stack(
-            config.stack,
-            config.d_model,
-            mask=MaskSpec(causal=True),
-            init=config.kernel_init.build(),
-            out_init=config.kernel_init.build(scale=out_scale),
-            dtype=jnp.dtype(config.dtype),
-            key=keys[2],
+        self.token_types = table(keys[2], config.num_token_types, "position") if config.num_token_types else None
+        self.embedding_norm = config.embedding_norm and Norm(config.embedding_norm, config.d_model)
+        self.head = HEADS[type(config.head)](
+            config.head,
+            HeadOptions(
+                d_model=config.d_model,
+                vocab_size=config.vocab_size,
+                features=config.features,
+                init=config.kernel_init.build(),
+                embedding_init=init,
+                dtype=jnp.dtype(config.dtype),
+            ),
+            keys[3],
         )
-        self.final_norm = Norm(config.final_norm, config.d_model)
-        # Stored as [vocab, embed] like the embedding, so that the loss sees one layout.
-        head = None if config.tie_embeddings else init(keys[3], shape, config.d_model, config.vocab_size)
-        self.head = None if head is None else parameter(head, ("vocab", "embed"))
         self.config = config
 
-    def __call__(
-        self,
-        tokens: Int[Array, "batch length"],
-        *,
-        positions: Int[Array, "batch length"] | None = None,
-        segment_ids: Int[Array, "batch length"] | None = None,
-        dropout_key: PRNGKeyArray | None = None,
-        attend: Attend | None = None,
-        states: Any = None,
-    ) -> tuple[Float[Array, "batch length embed"], Any]:
-        """Hidden vectors after the final norm, and what `attend` returned as the layers' states.
-
-        Args:
-          tokens: ids in [0, vocab_size).
-          positions: of each token within its segment; None: 0, 1, 2, ...
-          segment_ids: tokens attend within equal ids only; 0 is padding. None: one segment.
-          dropout_key: turns dropout on, where the configuration has any.
-          attend: the core of attention; None: among the tokens given (see `models.attention.Attend`).
-          states: the layers' states for `attend`, stacked on a leading `layers` dim.
-        """
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        embed_key = stack_key = None
-        if dropout_key is not None and self.config.uses_dropout:
-            embed_key, stack_key = jax.random.split(dropout_key)
-        x = self.embed(tokens, positions)
-        x = constrain(dropout(x, self.config.dropout_rate, embed_key), "batch", "length", "embed")
-        x, states = self.stack(
-            x,
-            positions=positions,
-            attend=attend or attend_within(segment_ids),
-            states=states,
-            dropout_key=stack_key,
-        )
-        return self.final_norm(x), states
+    def stack_of(self, name: str, key: PRNGKeyArray, *, causal: bool) -> Stack:
+        config = self.config
+        options = {"inits": config.initializers(name), "dtype": jnp.dtype(config.dtype)}
+        return Stack(config.stacks[name], config.d_model, mask=MaskSpec(causal=causal), key=key, **options)
 
     def embed(
-        self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
+        self,
+        tokens: Tokens,
+        positions: Tokens,
+        *,
+        token_types: Tokens | None = None,
+        dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "batch length embed"]:
         # Looked up from rows that are whole: rows sharded over the batch's axes would come back in the wrong layout.
         x = constrain(self.embedding[...], "vocab", None)[tokens]
@@ -151,13 +237,200 @@ class Decoder(Module):
             x = x + self.positions(positions)
         elif self.config.positions is not None:
             x = x + sinusoidal(self.config.positions, positions, self.config.d_model)
-        return x.astype(self.config.dtype)
+        if self.token_types is not None:
+            x = x + self.token_types[...][jnp.zeros_like(tokens) if token_types is None else token_types]
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = dropout(x.astype(self.config.dtype), self.config.dropout_rate, dropout_key)
+        return constrain(x, "batch", "length", "embed")
 
-    def output_embedding(self) -> Float[Array, "vocab embed"]:
-        """The output projection, by whose transpose hidden vectors become logits."""
-        return (self.embedding if self.head is None else self.head)[...]
+    def dropout_keys(self, dropout_key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
+        """Keys for parts of the model; None without a key, or without any dropout."""
+        if dropout_key is None or not self.config.uses_dropout:
+            return [None] * count
+        return list(jax.random.split(dropout_key, count))
 
-    def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
-        """Scores of all tokens, in float32; the training loss takes them in chunks instead."""
-        head = self.output_embedding().astype(self.config.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+
+class Decoder(Transformer):
+    def __init__(self, config: DecoderConfig, key: PRNGKeyArray):
+        key, stack_key = jax.random.split(key)
+        super().__init__(config, key)
+        self.stack = self.stack_of("stack", stack_key, causal=True)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
+        order: Tokens | None = None,
+        key_mask: Tokens | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+        attend: Attend | None = None,
+        states: States | None = None,
+    ) -> StackOutput:
+        """Hidden vectors after the final norm, and what `attend` returned as the layers' states.
+
+        Args:
+          tokens: ids in [0, vocab_size).
+          positions: of each token within its segment; None: 0, 1, 2, ...
+          segment_ids: tokens attend within equal ids only; 0 is padding. None: one segment.
+          order: what the causal mask compares, where it is not the place in the row: a token sees those of lower and of
+            equal order. The tokens of a prefix that see each other all have 0.
+          key_mask: 0 where a token may not be attended to; None: nowhere.
+          dropout_key: turns dropout on, where the configuration has any.
+          attend: the core of attention; None: among the tokens given (see `models.attention.Attend`).
+          states: the layers' states for `attend`.
+        """
+        positions = consecutive(tokens) if positions is None else positions
+        embed_key, stack_key = self.dropout_keys(dropout_key, 2)
+        if attend is None:
+            if order is None and any(getattr(block.attention, "chunk", None) for block in self.config.stack.distinct):
+                order = positions
+            attend = attend_within(segment_ids, order, key_mask)
+        return self.stack(
+            self.embed(tokens, positions, dropout_key=embed_key),
+            tokens=TokenInfo(positions, tokens, is_token(segment_ids)),
+            attend=attend,
+            states=states,
+            dropout_key=stack_key,
+        )
+
+    def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
+        names = ("positions", "segment_ids", "order", "key_mask")
+        options = {name: batch.get(f"decoder_{name}") for name in names}
+        out = self(batch["decoder_input_tokens"], dropout_key=dropout_key, **options)
+        return Output(out.x, is_token(options["segment_ids"]), {"stack": out.stats})
+
+
+class Encoder(Transformer):
+    def __init__(self, config: EncoderConfig, key: PRNGKeyArray):
+        key, stack_key = jax.random.split(key)
+        super().__init__(config, key)
+        self.stack = self.stack_of("stack", stack_key, causal=False)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
+        token_types: Tokens | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> StackOutput:
+        """Hidden vectors after the final norm; the arguments are those of `Decoder`.
+
+        `token_types` are ids in [0, num_token_types); None: 0 everywhere.
+        """
+        positions = consecutive(tokens) if positions is None else positions
+        embed_key, stack_key = self.dropout_keys(dropout_key, 2)
+        return self.stack(
+            self.embed(tokens, positions, token_types=token_types, dropout_key=embed_key),
+            tokens=TokenInfo(positions, tokens, is_token(segment_ids)),
+            attend=attend_within(segment_ids),
+            dropout_key=stack_key,
+        )
+
+    def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
+        names = ("positions", "segment_ids", "token_types")
+        options = {name: batch.get(f"encoder_{name}") for name in names}
+        out = self(batch["encoder_input_tokens"], dropout_key=dropout_key, **options)
+        return Output(out.x, is_token(options["segment_ids"]), {"stack": out.stats})
+
+
+class EncoderDecoder(Transformer):
+    def __init__(self, config: EncoderDecoderConfig, key: PRNGKeyArray):
+        key, encoder_key, decoder_key = jax.random.split(key, 3)
+        super().__init__(config, key)
+        self.encoder = self.stack_of("encoder", encoder_key, causal=False)
+        self.decoder = self.stack_of("decoder", decoder_key, causal=True)
+
+    def encode(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> StackOutput:
+        """The encoder's output; the arguments are those of `Decoder`."""
+        positions = consecutive(tokens) if positions is None else positions
+        embed_key, stack_key = self.dropout_keys(dropout_key, 2)
+        return self.encoder(
+            self.embed(tokens, positions, dropout_key=embed_key),
+            tokens=TokenInfo(positions, tokens, is_token(segment_ids)),
+            attend=attend_within(segment_ids),
+            dropout_key=stack_key,
+        )
+
+    def decode(
+        self,
+        tokens: Tokens,
+        encoded: Encoded,
+        *,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+        attend: Attend | None = None,
+        states: States | None = None,
+    ) -> StackOutput:
+        """The decoder's output; the other arguments are those of `Decoder`."""
+        positions = consecutive(tokens) if positions is None else positions
+        embed_key, stack_key = self.dropout_keys(dropout_key, 2)
+        return self.decoder(
+            self.embed(tokens, positions, dropout_key=embed_key),
+            tokens=TokenInfo(positions, tokens, is_token(segment_ids)),
+            attend=attend or attend_within(segment_ids),
+            encoded=encoded,
+            states=states,
+            dropout_key=stack_key,
+        )
+
+    def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
+        encoder_key, decoder_key = self.dropout_keys(dropout_key, 2)
+        segments, kv_segments = batch.get("decoder_segment_ids"), batch.get("encoder_segment_ids")
+        inputs, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+        encoded = self.encode(
+            inputs, positions=batch.get("encoder_positions"), segment_ids=kv_segments, dropout_key=encoder_key
+        )
+        decoded = self.decode(
+            targets,
+            Encoded(encoded.x, attend_across(targets, segments, kv_segments)),
+            positions=batch.get("decoder_positions"),
+            segment_ids=segments,
+            dropout_key=decoder_key,
+        )
+        return Output(decoded.x, is_token(segments), {"encoder": encoded.stats, "decoder": decoded.stats})
+
+
+def build_model(config: ModelConfig, key: PRNGKeyArray) -> Transformer:
+    kinds = {DecoderConfig: Decoder, EncoderConfig: Encoder, EncoderDecoderConfig: EncoderDecoder}
+    return kinds[type(config)](config, key)
+
+
+def consecutive(tokens: Tokens) -> Tokens:
+    """Positions 0, 1, 2, ... in every row."""
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+
+
+def is_token(segment_ids: Tokens | None) -> Array | None:
+    return None if segment_ids is None else segment_ids != 0
+
+
+def attend_within(segment_ids: Tokens | None, order: Tokens | None = None, key_mask: Tokens | None = None) -> Attend:
+    """Attention among the tokens of a row; see `Decoder`."""
+    keys = segment_ids
+    if key_mask is not None:
+        segment_ids = jnp.ones_like(key_mask) if segment_ids is None else segment_ids
+        keys = segment_ids * key_mask
+    return attend_among(
+        segment_ids=None if segment_ids is None else (segment_ids, keys),
+        positions=None if order is None else (order, order),
+    )
+
+
+def attend_across(tokens: Tokens, segment_ids: Tokens | None, kv_segment_ids: Tokens | None) -> Attend:
+    """Attention from decoder tokens to the encoder's; without segments of their own they are all in segment 1."""
+    if kv_segment_ids is None:
+        return attend_among()
+    return attend_among(segment_ids=(jnp.ones_like(tokens) if segment_ids is None else segment_ids, kv_segment_ids))

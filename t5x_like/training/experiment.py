@@ -8,7 +8,7 @@ from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.models.losses import LossConfig
 from t5x_like.models.positions import LearnedPositionsConfig
-from t5x_like.models.transformer import DecoderConfig
+from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig
 from t5x_like.training.optimizers import OptimizerConfig
 
@@ -128,7 +128,7 @@ class Experiment:
       run: how long, and what to write down.
     """
 
-    model: DecoderConfig
+    model: DecoderConfig | EncoderConfig | EncoderDecoderConfig
     data: DataConfig
     optimizer: OptimizerConfig
     mesh: MeshConfig = MeshConfig()

@@ -2,10 +2,17 @@
 
 import jax
 
+from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.latent_attention import LatentAttentionConfig
+from t5x_like.models.parameters import Params
+from t5x_like.models.stack import StackConfig
+from t5x_like.models.transformer import DecoderConfig, ModelConfig
+
 COUNTING_RULE = (
-    "MFU: 6 FLOPs per token and parameter of a matrix product (output head included, embedding tables not) plus "
-    "12 x layers x heads x head_dim FLOPs per token and attended key (half of the sequence if causal, fewer in a "
-    "window), as a share of the chips' dense bfloat16 peak; recomputation does not count."
+    "MFU: 6 FLOPs per token and parameter of a matrix product (output head and used experts included, embedding tables "
+    "not) plus 12 x layers x heads x head_dim FLOPs per token and attended key (half of the sequence if causal, fewer "
+    "in a window), as a share of the chips' dense bfloat16 peak; recomputation does not count."
 )
 """What `mfu` means, to be shown where a run starts."""
 
@@ -36,37 +43,68 @@ def peak_flops_per_second(device: jax.Device) -> float | None:
     return PEAK_FLOPS.get(device.device_kind)
 
 
-def model_flops_per_token(
-    num_matmul_parameters: int,
-    *,
-    num_layers: int,
-    num_heads: int,
-    head_dim: int,
-    sequence_length: int,
-    causal: bool = True,
-    window: int | None = None,
-) -> float:
-    """Returns the FLOPs that training needs per token: forward, and twice as many backward.
+def flops_per_row(config: ModelConfig, params: Params, lengths: dict[str, int]) -> float:
+    """Returns the FLOPs of training on one row of a batch: forward, and twice as many backward.
 
-    Forward, a parameter of a matrix product takes 2 FLOPs, and an attended key 4 per dim of a head (score and weighted
-    value). Keys that are masked out do not count. With `causal=False` and no window this is the count of PaLM
-    (Chowdhery et al. 2022, appendix B), which many publish; for causal models it gives a higher utilization.
+    Forward, a parameter of a matrix product takes 2 FLOPs per token, and an attended key 2 per dim of a key and of a
+    value. Of the experts of a layer only those that a token uses count, and keys that are masked out do not. For a
+    bidirectional model without windows this is the count of PaLM (Chowdhery et al. 2022, appendix B), which many
+    publish; for causal ones it gives a higher utilization.
 
     Args:
-      num_matmul_parameters: parameters in matrix products of a token: with the output head (also if it is tied to the
-        embedding) and the experts that are used, without embedding and position tables.
-      num_layers: attention layers.
-      num_heads: query heads of a layer.
-      head_dim: size of a head.
-      sequence_length: tokens of a sequence.
-      causal: whether tokens attend only to themselves and what is before them.
-      window: largest number of keys that a token attends to; None for no limit.
+      config: of the model.
+      params: its parameters, or their shapes.
+      lengths: tokens of a row, of `encoder` and `decoder` where the model has them.
     """
-    keys = min(sequence_length, window or sequence_length)
-    if causal:
-        # On average over the sequence; the first `keys` tokens have fewer before them.
-        keys -= keys**2 / (2 * sequence_length)
-    return 6 * num_matmul_parameters + 12 * num_layers * num_heads * head_dim * keys
+    head = params.get("head", {})
+    tied = isinstance(config.head, LanguageModelHeadConfig) and config.head.tie_embeddings
+    in_head = (config.vocab_size * config.d_model if tied else 0) + sum(
+        array.size for path, array in jax.tree.leaves_with_path(head) if path[-1].key in ("kernel", "projection")
+    )
+    products = in_head * lengths[config.features]
+    scores = 0.0
+    for name, stack in config.stacks.items():
+        length = lengths.get(name, lengths[config.features])
+        causal = isinstance(config, DecoderConfig) or name == "decoder"
+        products += _products(stack, params[name], length, lengths.get("encoder", 0))
+        for block in stack.blocks:
+            scores += length * _attended_dims(block.attention, config.d_model, length, causal=causal)
+            if block.cross_attention is not None:
+                scores += length * _attended_dims(block.cross_attention, config.d_model, lengths["encoder"])
+    return 6 * (products + scores)
+
+
+def _products(stack: StackConfig, params: Params, length: int, encoder_length: int) -> float:
+    """Uses of the parameters of matrix products, of all layers and tokens."""
+    total = 0.0
+    for kind, layers in params.items():
+        if kind not in ("scanned", "unrolled"):
+            continue
+        for i, layer in layers.items():
+            feedforward = (stack.cycle if kind == "scanned" else stack.blocks)[int(i)].feedforward
+            for path, array in jax.tree.leaves_with_path(layer):
+                names = [entry.key for entry in path]
+                if names[-1] == "kernel":
+                    of_encoder = names[0] == "cross_attention" and names[1] in ("key", "value")
+                    share = feedforward.used_share if "experts" in names else 1.0
+                    total += array.size * share * (encoder_length if of_encoder else length)
+    return total
+
+
+def _attended_dims(
+    attention: AttentionConfig | LatentAttentionConfig, d_model: int, length: int, *, causal: bool = False
+) -> float:
+    """Dims of all keys and values that a token attends to in a sequence of `length`, on average."""
+    (_, key_dim), (_, value_dim) = attention.key_value_shapes(d_model)
+    window = getattr(attention, "window", None) or getattr(attention, "chunk", None)
+    return attention.num_heads * (key_dim + value_dim) * attended_keys(length, causal=causal, window=window)
+
+
+def attended_keys(length: int, *, causal: bool, window: int | None = None) -> float:
+    """Returns how many keys a token attends to, on average over a sequence."""
+    keys = min(length, window or length)
+    # The first tokens of a causal sequence have fewer before them.
+    return keys - keys**2 / (2 * length) if causal else keys
 
 
 def model_flops_utilization(

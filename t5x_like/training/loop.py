@@ -63,8 +63,7 @@ def train(experiment: Experiment, job: Job, data: Data, directory: RunDirectory)
         stack.enter_context(jax.set_mesh(job.mesh))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(directory.checkpoints, run.checkpoints)))
         step, state = starting_state(job, checkpoints, manifest)
-        flops = job.flops_per_token(experiment.data.sequence_length)
-        reporter = stack.enter_context(Reporter(experiment, directory, start_step=step, flops_per_token=flops))
+        reporter = stack.enter_context(Reporter(experiment, job, directory, start_step=step))
         history = reporter.validation_history
         if step >= run.steps or exhausted(experiment, history):
             return Outcome(state, f"nothing to do: the run ended at step {step}", history[-1] if history else None)

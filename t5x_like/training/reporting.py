@@ -15,6 +15,7 @@ from t5x_like.training.flops import model_flops_utilization, peak_flops_per_seco
 from t5x_like.training.metrics import MetricsWriter, open_side_writers, read_metrics
 from t5x_like.training.plots import plot_losses
 from t5x_like.training.progress import Progress
+from t5x_like.training.setup import Job
 from t5x_like.training.step import Metrics
 
 
@@ -27,13 +28,13 @@ class Reporter:
       validation_history: values of every validation metric so far, oldest first, those before a resume included.
     """
 
-    def __init__(self, experiment: Experiment, directory: RunDirectory, *, start_step: int, flops_per_token: float):
+    def __init__(self, experiment: Experiment, job: Job, directory: RunDirectory, *, start_step: int):
         """Opens the files and drops records of steps after `start_step`, which a killed run left."""
         run, path = experiment.run, directory.path
         self._every_steps = run.logging.every_steps
         self._num_steps = run.steps
-        self._tokens_per_step = experiment.data.batch_size * experiment.data.sequence_length
-        self._flops_per_token = flops_per_token
+        self._tokens_per_step = job.tokens_per_step
+        self._flops_per_token = job.flops_per_token
         self._peak = peak_flops_per_second(jax.devices()[0])
         side_writers = open_side_writers(
             path,

@@ -12,12 +12,12 @@ from jax.sharding import Mesh, NamedSharding
 from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.models.losses import Batch
-from t5x_like.models.transformer import DecoderConfig
+from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.host_memory import keep_freed_memory
 from t5x_like.sharding.logical import partition_spec
 from t5x_like.sharding.mesh import describe_mesh
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.flops import COUNTING_RULE, model_flops_per_token, peak_flops_per_second
+from t5x_like.training.flops import COUNTING_RULE, flops_per_row, peak_flops_per_second
 from t5x_like.training.optimizers import build_optimizer, schedule_of
 from t5x_like.training.state import ModelSpec, TrainState, abstract_state, model_spec, state_factory
 from t5x_like.training.step import TrainStep, make_train_step
@@ -37,7 +37,7 @@ class Job(NamedTuple):
       schedule: step -> learning rate.
     """
 
-    model: DecoderConfig
+    model: ModelConfig
     mesh: Mesh
     spec: ModelSpec
     create_state: Callable[[], TrainState]
@@ -50,25 +50,25 @@ class Job(NamedTuple):
     def num_parameters(self) -> int:
         return sum(array.size for array in jax.tree.leaves(self.spec.params))
 
-    def flops_per_token(self, sequence_length: int) -> float:
-        """Model FLOPs of training on one token; see `training.flops`."""
-        params, attention = self.spec.params, self.model.stack.block.attention
-        in_layers = sum(
-            array.size
-            for path, array in jax.tree.leaves_with_path(params["stack"]["layers"])
-            if path[-1].key == "kernel"
-        )
-        return model_flops_per_token(
-            in_layers + self.model.vocab_size * self.model.d_model,
-            num_layers=self.model.stack.num_layers,
-            num_heads=attention.num_heads,
-            head_dim=attention.head_size(self.model.d_model),
-            sequence_length=sequence_length,
-            window=attention.window,
-        )
+    @property
+    def row_lengths(self) -> dict[str, int]:
+        """Tokens per row, of `encoder` and `decoder` where the model has them."""
+        suffix = "_input_tokens"
+        return {name.removesuffix(suffix): a.shape[1] for name, a in self.batch.items() if name.endswith(suffix)}
 
-    def describe(self, sequence_length: int) -> str:
-        flops = f"{self.flops_per_token(sequence_length) / 1e6:,.1f} million FLOPs per token"
+    @property
+    def tokens_per_step(self) -> int:
+        """Input tokens of a batch, of encoder and decoder, padding included."""
+        return next(iter(self.batch.values())).shape[0] * sum(self.row_lengths.values())
+
+    @property
+    def flops_per_token(self) -> float:
+        """Model FLOPs of training on one token; see `training.flops`."""
+        lengths = self.row_lengths
+        return flops_per_row(self.model, self.spec.params, lengths) / sum(lengths.values())
+
+    def describe(self) -> str:
+        flops = f"{self.flops_per_token / 1e6:,.1f} million FLOPs per token"
         line = f"{self.num_parameters:,} parameters, {flops}; mesh: {describe_mesh(self.mesh)}"
         known = peak_flops_per_second(self.mesh.devices.flat[0]) is not None
         return f"{line}\n{COUNTING_RULE}" if known else line
@@ -114,18 +114,22 @@ def compile_step(job: Job) -> TrainStep:
 
 def batch_target(data: DataConfig, mesh: Mesh) -> Batch:
     """Shapes and shardings of a batch on the mesh."""
-    shape = (data.batch_size, data.sequence_length)
-    sharding = NamedSharding(mesh, partition_spec(("batch", "length"), shape, mesh.shape))
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in data.features.items()}
+
+    def target(row: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+        shape = (data.batch_size, *row)
+        spec = partition_spec(("batch", "length")[: len(shape)], shape, mesh.shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    return {name: target(*feature) for name, feature in data.features.items()}
 
 
-def with_vocabulary(model: DecoderConfig, vocab_size: int) -> DecoderConfig:
+def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
     """The model with the tokenizer's vocabulary, or its own larger one."""
     if model.vocab_size is None:
         return dataclasses.replace(model, vocab_size=vocab_size)
     if model.vocab_size < vocab_size:
         raise UserError(
-            f"DecoderConfig.vocab_size is {model.vocab_size}, but the tokenizer has {vocab_size} tokens: "
+            f"{type(model).__name__}.vocab_size is {model.vocab_size}, but the tokenizer has {vocab_size} tokens: "
             "raise it, or leave it None to follow the tokenizer."
         )
     return model
@@ -143,9 +147,11 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
             f"DataConfig.batch_size ({rows}) cannot be divided into data x fsdp = {shared}: "
             f"use {' or '.join(map(str, nearest))}, or another mesh."
         )
-    heads, tensor = experiment.model.stack.block.attention.num_heads, mesh.shape["tensor"]
-    if heads % tensor:
-        raise UserError(
-            f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
-            f"use a tensor axis that divides {heads}."
-        )
+    tensor = mesh.shape["tensor"]
+    for stack in experiment.model.stacks.values():
+        for heads in {block.attention.num_heads for block in stack.distinct}:
+            if heads % tensor:
+                raise UserError(
+                    f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
+                    f"use a tensor axis that divides {heads}."
+                )

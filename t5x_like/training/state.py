@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from t5x_like.models.parameters import GraphDef, Params, logical_axes, split
-from t5x_like.models.transformer import Decoder, DecoderConfig
+from t5x_like.models.transformer import ModelConfig, build_model
 from t5x_like.sharding.logical import shardings
 from t5x_like.training.optimizers import state_axes
 
@@ -36,12 +36,12 @@ class ModelSpec(NamedTuple):
     axes: Params
 
 
-def model_spec(config: DecoderConfig) -> ModelSpec:
+def model_spec(config: ModelConfig) -> ModelSpec:
     """Traces the model's constructor; allocates nothing."""
     spec = {}
 
     def build(key: PRNGKeyArray) -> Params:
-        model = Decoder(config, key)
+        model = build_model(config, key)
         spec["graphdef"], params = split(model)
         spec["axes"] = logical_axes(model)
         return params
@@ -56,12 +56,12 @@ def random_key(seed: int, stream: str, step: Int[Array, ""] | int = 0) -> PRNGKe
 
 
 def state_factory(
-    config: DecoderConfig, optimizer: optax.GradientTransformation, *, seed: int, use_ema: bool
+    config: ModelConfig, optimizer: optax.GradientTransformation, *, seed: int, use_ema: bool
 ) -> Callable[[], TrainState]:
     """A function that makes the state of step 0 (trace it, or run it under `jax.jit` with out_shardings)."""
 
     def create() -> TrainState:
-        params = split(Decoder(config, random_key(seed, "params")))[1]
+        params = split(build_model(config, random_key(seed, "params")))[1]
         # A copy: two leaves of a donated state must not share one buffer.
         ema = jax.tree.map(jnp.copy, params) if use_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)

@@ -8,7 +8,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from t5x_like.models.losses import Batch, LossConfig, batch_loss
+from t5x_like.models.batch_loss import batch_loss, total_weights
+from t5x_like.models.losses import Batch, LossConfig
 from t5x_like.models.parameters import GraphDef
 from t5x_like.training.state import TrainState, random_key
 
@@ -33,24 +34,23 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1)
+        totals = total_weights(graphdef, state.params, batch)
         dropout_key = random_key(seed, "dropout", state.step)
 
         def objective(params, microbatch, index):
             key = jax.random.fold_in(dropout_key, index)
-            sums = batch_loss(loss, graphdef, params, microbatch, key)
-            return sums.objective / weight, sums
+            return batch_loss(loss, graphdef, params, microbatch, key, totals=totals)
 
         gradient = jax.grad(objective, has_aux=True)
         if num_microbatches == 1:
-            grads, sums = gradient(state.params, batch, 0)
+            grads, results = gradient(state.params, batch, 0)
         else:
             add = lambda total, new: jax.tree.map(jnp.add, total, new)
             accumulate = lambda total, part: (add(total, gradient(state.params, *part)), None)
             parts = microbatches(batch, num_microbatches), jnp.arange(num_microbatches)
             shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda a: a[0], parts))
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-            (grads, sums), _ = lax.scan(accumulate, zeros, parts)
+            (grads, results), _ = lax.scan(accumulate, zeros, parts)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -58,10 +58,7 @@ def make_train_step(
         if ema_decay is not None:
             ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
         metrics = {
-            "loss": sums.loss / weight,
-            "z_loss": sums.z_loss / weight,
-            "accuracy": sums.correct / weight,
-            "num_tokens": sums.weight,
+            **results.metrics(),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }

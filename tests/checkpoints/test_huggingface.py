@@ -12,6 +12,7 @@ from t5x_like.checkpoints.families import FAMILIES
 from t5x_like.checkpoints.huggingface import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.checkpoints.safetensors import INDEX, Tensor, open_tensors, write_tensors
 from t5x_like.errors import UserError
+from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import split
 from t5x_like.models.transformer import Decoder
@@ -61,7 +62,7 @@ def test_without_their_index_files_are_read_as_well(tmp_path):
 
 
 def test_the_host_holds_one_tensor_at_a_time(tmp_path):
-    config = dataclasses.replace(toy.model(vocab_size=4096), d_model=256, tie_embeddings=False)
+    config = toy.model(vocab_size=4096, d_model=256, head=LanguageModelHeadConfig(tie_embeddings=False))
     largest = 4096 * 256 * 4
     tracemalloc.start()
     try:
@@ -154,6 +155,8 @@ def test_how_a_model_was_trained_decides_no_family():
 
 
 def test_a_model_that_no_family_holds_is_refused():
-    config = toy.model(vocab_size=toy.VOCAB, final_norm=NormConfig(kind="layernorm"))
-    with pytest.raises(UserError, match=r"nearest, llama, would need:\n  final_norm.kind: 'rmsnorm' .here 'layernorm'"):
+    config = toy.model(vocab_size=toy.VOCAB)
+    stack = dataclasses.replace(config.stack, final_norm=NormConfig(kind="layernorm"))
+    config = dataclasses.replace(config, stack=stack)
+    with pytest.raises(UserError, match=r"nearest, llama, .*\n  stack.final_norm.kind: 'rmsnorm' .here 'layer"):
         choose_family(config, 32)

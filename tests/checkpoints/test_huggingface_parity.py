@@ -11,7 +11,8 @@ import pytest
 from t5x_like.checkpoints.families.family import Fields
 from t5x_like.checkpoints.families.rotary import read_rotary
 from t5x_like.checkpoints.huggingface import CONFIG, choose_family, export_params, import_params, read_config
-from t5x_like.models.losses import LossConfig, batch_loss
+from t5x_like.models.batch_loss import batch_loss
+from t5x_like.models.losses import LossConfig
 from t5x_like.models.parameters import merge
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.state import model_spec
@@ -42,7 +43,7 @@ def our_logits(graphdef, params, tokens, **inputs):
     @jax.jit
     def run(params):
         model = merge(graphdef, params)
-        return model.logits(model(jnp.asarray(tokens), **inputs)[0])
+        return model.head.scores(model(jnp.asarray(tokens), **inputs).x, model.embedding[...])
 
     return np.asarray(run(params))
 
@@ -111,7 +112,7 @@ def test_gradients_agree(name, tmp_path, record_property):
         "decoder_target_tokens": jnp.asarray(tokens[:, 1:]),
         "decoder_loss_weights": jnp.ones((2, families.LENGTH - 1)),
     }
-    loss = lambda params: batch_loss(LossConfig(), graphdef, params, batch).objective / tokens[:, 1:].size
+    loss = lambda params: batch_loss(LossConfig(), graphdef, params, batch)[0]
     gradient = jax.jit(jax.grad(loss))(params)
 
     # A gradient has the layout of its parameter, so it can be exported like one.
@@ -135,7 +136,7 @@ def test_sharded_and_unrolled_parameters_are_the_same(name, tmp_path):
     config, graphdef, params, _ = load_ours(tmp_path)
     _, _, sharded, _ = load_ours(tmp_path, mesh=build_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
     jax.tree.map(np.testing.assert_array_equal, params, sharded)
-    kernel = sharded["stack"]["layers"]["attention"]["query"]["kernel"]
+    kernel = sharded["stack"]["scanned"]["0"]["attention"]["query"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (config.stack.num_layers, 4, 2, 4)
     unrolled_config, unrolled_graphdef, unrolled, _ = load_ours(tmp_path, scan_layers=False)
     tokens = families.tokens()
@@ -223,6 +224,6 @@ def test_rotary_fields_mean_what_they_mean_to_transformers(fields, tmp_path):
     fields = {**families.SMALL, "head_dim": 32, "max_position_embeddings": 4096, **fields}
     embedding = LlamaRotaryEmbedding(transformers.LlamaConfig(**json.loads(json.dumps(fields))))
     rotary = read_rotary(Fields(tmp_path, fields))
-    np.testing.assert_allclose(rotary.frequencies(16), embedding.inv_freq.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(rotary.frequencies(16, 1), embedding.inv_freq.numpy(), rtol=1e-5)
     magnitude = getattr(rotary.scaling, "magnitude", 1.0)
     np.testing.assert_allclose(magnitude, embedding.attention_scaling, rtol=1e-6)

@@ -80,7 +80,7 @@ def test_a_trained_model_goes_there_and_back(trained, tmp_path, capsys):
     mesh = build_mesh(MeshConfig(data=1, fsdp=-1))
     run, again = (load_saved(RunDirectory(path), mesh, "latest") for path in (trained / "run", tmp_path / "again"))
     assert again.config.vocab_size == run.config.vocab_size == 32
-    run_layers, layers = run.params["stack"]["layers"], again.params["stack"]["layers"]
+    run_layers, layers = run.params["stack"]["unrolled"], again.params["stack"]["scanned"]["0"]
     for i in range(2):  # the run's layers are unrolled
         layer = jax.tree.map(lambda a, i=i: a[i], layers)
         jax.tree.map(np.testing.assert_array_equal, layer, run_layers[str(i)])

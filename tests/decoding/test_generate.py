@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_like.decoding.cache import attend_cached, empty_cache
+from t5x_like.decoding.cache import attend_cached, empty_states
 from t5x_like.decoding.generate import generate
 from t5x_like.decoding.sampling import Sampling, restrict, sample
 from t5x_like.errors import UserError
@@ -25,7 +25,7 @@ def decoder(request):
     if request.param == "window_qk_norm":
         rotary = RotaryConfig(scaling=YarnScaling(factor=2.0, original_length=8))
         attention = AttentionConfig(num_heads=4, window=4, qk_norm=NormConfig(), use_qkv_bias=True, rotary=rotary)
-        block = dataclasses.replace(config.stack.block, attention=attention, norm_place="after")
+        block = dataclasses.replace(config.stack.block, attention=attention, norm_place="post_branch")
         config = dataclasses.replace(config, stack=dataclasses.replace(config.stack, block=block), scale_embedding=True)
     elif request.param == "unrolled_learned_grouped":
         attention = AttentionConfig(num_heads=4, num_kv_heads=2)
@@ -46,11 +46,11 @@ def test_reading_in_parts_through_the_cache_is_reading_at_once(decoder):
     model = rebuild(decoder)
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, toy.VOCAB)
     whole = model(tokens)[0]
-    cache, parts = empty_cache(model.config, 2, 12), []
+    states, parts = empty_states(model.config.stack, model.config.d_model, "float32", 2, 12), []
     for begin, end in ((0, 5), (5, 6), (6, 9)):
         positions = jnp.broadcast_to(jnp.arange(begin, end), (2, end - begin))
         attend = attend_cached(jnp.int32(begin), jnp.zeros(2, jnp.int32), 12)
-        hidden, cache = model(tokens[:, begin:end], positions=positions, attend=attend, states=cache)
+        hidden, states, _ = model(tokens[:, begin:end], positions=positions, attend=attend, states=states)
         parts.append(hidden)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
@@ -59,7 +59,7 @@ def plain_greedy(model, prompt, count):
     tokens = list(prompt)
     for _ in range(count):
         hidden = model(jnp.asarray(tokens)[None])[0]
-        tokens.append(int(jnp.argmax(model.logits(hidden[:, -1]))))
+        tokens.append(int(jnp.argmax(model.head.scores(hidden[:, -1], model.embedding[...]))))
     return tokens[len(prompt) :]
 
 

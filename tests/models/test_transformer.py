@@ -10,6 +10,7 @@ from t5x_like.errors import UserError
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward import ACTIVATIONS, MLPConfig
+from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split
 from t5x_like.models.positions import (
@@ -28,13 +29,15 @@ from t5x_like.models.transformer import Decoder, DecoderConfig
 LENGTH, VOCAB = 12, 29
 
 
-def small(*, attention=None, feedforward=None, block=None, stack=None, **decoder) -> DecoderConfig:
+def small(*, attention=None, feedforward=None, block=None, stack=None, head=None, **decoder) -> DecoderConfig:
     attention = AttentionConfig(**{"num_heads": 4, "rotary": RotaryConfig(), **(attention or {})})
     block = BlockConfig(
         attention=attention, feedforward=MLPConfig(**{"d_ff": 24, **(feedforward or {})}), **(block or {})
     )
     stack = StackConfig(**{"num_layers": 2, "block": block, **(stack or {})})
-    return DecoderConfig(**{"d_model": 16, "vocab_size": VOCAB, "dtype": "float32", "stack": stack, **decoder})
+    head = LanguageModelHeadConfig(**(head or {}))
+    fields = {"d_model": 16, "vocab_size": VOCAB, "dtype": "float32", "stack": stack, "head": head}
+    return DecoderConfig(**{**fields, **decoder})
 
 
 def build(config: DecoderConfig, seed: int = 0) -> Decoder:
@@ -53,7 +56,7 @@ CONFIGS = {
     "biases": small(
         attention={"use_qkv_bias": True, "use_out_bias": True},
         feedforward={"use_bias": True},
-        final_norm=NormConfig(use_bias=True),
+        stack={"final_norm": NormConfig(use_bias=True)},
     ),
     "gpt2": small(
         attention={"rotary": None, "use_qkv_bias": True, "use_out_bias": True},
@@ -66,18 +69,18 @@ CONFIGS = {
     "qwen": small(attention={"qk_norm": NormConfig(), "use_qkv_bias": True, "num_kv_heads": 2}),
     "olmo2": small(
         attention={"qk_norm": NormConfig(), "qk_norm_dims": "all_heads", "num_kv_heads": 2},
-        block={"norm_place": "after"},
+        block={"norm_place": "post_branch"},
     ),
     "gemma": small(
         attention={"head_dim": 6, "num_kv_heads": 1},
         feedforward={"activation": "gelu_tanh"},
         block={"norm": NormConfig(zero_centered=True)},
-        final_norm=NormConfig(zero_centered=True),
+        stack={"final_norm": NormConfig(zero_centered=True)},
         scale_embedding=True,
     ),
     "yarn": small(attention={"rotary": RotaryConfig(scaling=YarnScaling(factor=4.0, original_length=8))}),
     "no_positions": small(attention={"rotary": None}),
-    "untied": small(tie_embeddings=False),
+    "untied": small(head={"tie_embeddings": False}),
     "unrolled": small(stack={"scan_layers": False}),
 }
 
@@ -90,7 +93,7 @@ def test_a_later_token_changes_no_earlier_output(config, tokens):
     before, after = hidden(tokens), hidden(changed)
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert np.abs(before[:, 7:] - after[:, 7:]).max() > 1e-3
-    assert model.logits(before).shape == (2, LENGTH, VOCAB)
+    assert model.head.scores(before, model.embedding[...]).shape == (2, LENGTH, VOCAB)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -102,15 +105,15 @@ def test_axes_name_every_dim_of_every_parameter(config):
     jax.tree.map(lambda shape, names: pytest.fail(f"{shape} {names}") if len(shape) != len(names) else None,
                  shapes, axes, is_leaf=is_tuple)  # fmt: skip
     scanned = config.stack.scan_layers
-    stacked = jax.tree.leaves(axes["stack"]["layers"], is_leaf=is_tuple)
+    stacked = jax.tree.leaves(axes["stack"]["scanned" if scanned else "unrolled"], is_leaf=is_tuple)
     assert all((names[0] == "layers") == scanned for names in stacked)
 
 
 def test_scanned_layers_compute_what_unrolled_layers_do(tokens):
     scanned, unrolled = build(CONFIGS["llama"]), build(CONFIGS["unrolled"])
     np.testing.assert_allclose(scanned(tokens)[0], unrolled(tokens)[0], rtol=1e-5, atol=1e-6)
-    layer = jax.tree.map(lambda a: a[1], split(scanned)[1]["stack"]["layers"])
-    jax.tree.map(np.testing.assert_array_equal, layer, split(unrolled)[1]["stack"]["layers"]["1"])
+    layer = jax.tree.map(lambda a: a[1], split(scanned)[1]["stack"]["scanned"]["0"])
+    jax.tree.map(np.testing.assert_array_equal, layer, split(unrolled)[1]["stack"]["unrolled"]["1"])
 
 
 REMAT = {
@@ -167,7 +170,7 @@ def test_a_window_hides_what_is_before_it(tokens):
 def test_normalised_queries_and_keys_have_no_scale(tokens):
     for name in ("qwen", "olmo2"):
         graphdef, params = split(build(CONFIGS[name]))
-        query = params["stack"]["layers"]["attention"]["query"]
+        query = params["stack"]["scanned"]["0"]["attention"]["query"]
         kernel, outputs = query["kernel"], []
         for scale in (100, 5000):  # large enough that epsilon is nothing beside it
             query["kernel"] = kernel * scale
@@ -189,7 +192,7 @@ SCALINGS = {
 
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
 def test_scalings_slow_slow_rotations_by_the_factor_and_fast_ones_less(scaling):
-    slowdown = RotaryConfig().frequencies(32) / RotaryConfig(scaling=scaling).frequencies(32)
+    slowdown = RotaryConfig().frequencies(32, 1) / RotaryConfig(scaling=scaling).frequencies(32, 1)
     np.testing.assert_allclose(slowdown[-1], 4.0, rtol=1e-5)
     np.testing.assert_allclose(slowdown[0], 4.0 if isinstance(scaling, LinearScaling) else 1.0, rtol=1e-5)
     assert np.all(np.diff(slowdown) > -1e-5)
@@ -258,7 +261,7 @@ def test_initializers_have_their_standard_deviation(kind, deviation):
 
 
 def test_residual_projections_start_smaller_with_depth():
-    layers = split(build(small(d_model=64, stack={"num_layers": 8})))[1]["stack"]["layers"]
+    layers = split(build(small(d_model=64, stack={"num_layers": 8})))[1]["stack"]["scanned"]["0"]
     scale = 1 / np.sqrt(2 * 8)
     for inside, out in ((layers["attention"]["query"], layers["attention"]["out"]),
                         (layers["feedforward"]["up"], layers["feedforward"]["down"])):  # fmt: skip
@@ -275,8 +278,7 @@ def gpt2(*, vocab_size, d_model, num_layers, num_heads, max_length, use_bias) ->
         attention={"num_heads": num_heads, "rotary": None, "use_qkv_bias": use_bias, "use_out_bias": use_bias},
         feedforward={"d_ff": 4 * d_model, "activation": "gelu_tanh", "gated": False, "use_bias": use_bias},
         block={"norm": NormConfig(kind="layernorm", use_bias=use_bias)},
-        stack={"num_layers": num_layers},
-        final_norm=NormConfig(kind="layernorm", use_bias=use_bias),
+        stack={"num_layers": num_layers, "final_norm": NormConfig(kind="layernorm", use_bias=use_bias)},
         positions=LearnedPositionsConfig(max_length=max_length),
         vocab_size=vocab_size,
         d_model=d_model,
@@ -296,7 +298,7 @@ BAD = {
         "d_model .16. is not a multiple of .*num_heads .3.",
     ),
     "kv_heads": (lambda: small(attention={"num_kv_heads": 3}), "num_heads .4. is not a multiple of num_kv_heads .3."),
-    "odd_rotary": (lambda: small(attention={"head_dim": 3}), "even head_dim"),
+    "odd_rotary": (lambda: small(attention={"head_dim": 3}), "even number of dims"),
     "window": (lambda: small(attention={"window": 0}), "window is 0"),
     "qk_norm_dims": (lambda: small(attention={"qk_norm_dims": "all_heads"}), "without qk_norm"),
     "scaling_factor": (lambda: LinearScaling(factor=0.5), "factor is 0.5"),

@@ -12,7 +12,8 @@ from t5x_like.checkpoints.manager import CheckpointConfig
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import build_data
 from t5x_like.errors import UserError
-from t5x_like.models.losses import LossConfig, batch_loss
+from t5x_like.models.batch_loss import batch_loss
+from t5x_like.models.losses import LossConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training import loop
 from t5x_like.training.experiment import EarlyStoppingConfig, Experiment
@@ -180,8 +181,8 @@ def test_masked_validation_rows_weigh_nothing(directory):
     outcome = train(experiment)
     data = build_data(experiment.data, directory / "run" / "data")
     job = set_up(experiment, build_mesh(MeshConfig(), jax.devices()[:1]), data.tokenizer.vocab_size)
-    sums = [batch_loss(LossConfig(), job.spec.graphdef, outcome.state.params, data.validation.batch(i))
+    results = [batch_loss(LossConfig(), job.spec.graphdef, outcome.state.params, data.validation.batch(i))[1]
             for i in range(data.validation.num_batches)]  # fmt: skip
-    expected = sum(float(s.loss) for s in sums) / data.validation.num_targets
+    expected = sum(float(r.sums["tokens"]["loss"]) for r in results) / data.validation.num_targets
     np.testing.assert_allclose(outcome.scores["loss"], expected, rtol=1e-5)
     assert outcome.scores["num_tokens"] == data.validation.num_targets

@@ -86,9 +86,9 @@ def test_initial_parameters_are_equal_bit_for_bit_on_every_mesh(tmp_path):
 
 def test_fsdp_and_tensor_shard_parameters_and_optimizer_state(tmp_path):
     job = job_on("data=2 x fsdp=2 x tensor=2", tmp_path)
-    kernel = job.state.params["stack"]["layers"]["attention"]["query"]["kernel"]
+    kernel = job.state.params["stack"]["scanned"]["0"]["attention"]["query"]["kernel"]
     assert kernel.sharding.spec == P(None, "fsdp", "tensor", None)
-    moments = job.state.opt_state[1].mu["stack"]["layers"]["attention"]["query"]["kernel"]
+    moments = job.state.opt_state[1].mu["stack"]["scanned"]["0"]["attention"]["query"]["kernel"]
     assert moments.sharding == kernel.sharding
     assert job.state.params["embedding"].sharding.spec == P("tensor", "fsdp")
 
@@ -117,7 +117,7 @@ def test_a_step_is_the_plain_update(tmp_path):
 
     def loss(params):
         model = merge(job.spec.graphdef, params)
-        logits = model.logits(model(batch["decoder_input_tokens"])[0])
+        logits = model.head.scores(model(batch["decoder_input_tokens"])[0], model.embedding[...])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["decoder_target_tokens"])
         return jnp.sum(losses * weights) / jnp.sum(weights)
 

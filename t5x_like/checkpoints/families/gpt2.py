@@ -7,13 +7,14 @@ from t5x_like.checkpoints.name_map import Rule
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward import MLPConfig
+from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig
 from t5x_like.models.positions import LearnedPositionsConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig
 
-OURS, THEIRS = "stack/layers/*", "transformer.h.*"
+OURS, THEIRS = "stack/*", "transformer.h.*"
 QKV = tuple(f"{OURS}/attention/{name}" for name in ("query", "key", "value"))
 
 RULES = (
@@ -31,9 +32,9 @@ RULES = (
     Rule(f"{OURS}/feedforward/up/bias", f"{THEIRS}.mlp.c_fc.bias"),
     Rule(f"{OURS}/feedforward/down/kernel", f"{THEIRS}.mlp.c_proj.weight", "conv1d"),
     Rule(f"{OURS}/feedforward/down/bias", f"{THEIRS}.mlp.c_proj.bias"),
-    Rule("final_norm/scale", "transformer.ln_f.weight"),
-    Rule("final_norm/bias", "transformer.ln_f.bias"),
-    Rule("head", "lm_head.weight"),
+    Rule("stack/final_norm/scale", "transformer.ln_f.weight"),
+    Rule("stack/final_norm/bias", "transformer.ln_f.bias"),
+    Rule("head/projection", "lm_head.weight"),
 )
 
 
@@ -60,11 +61,10 @@ def _read(fields: Fields) -> DecoderConfig:
     block = BlockConfig(attention=attention, feedforward=feedforward, norm=norm, dropout_rate=dropout_rate)
     return DecoderConfig(
         d_model=d_model,
-        stack=StackConfig(num_layers=fields.need("n_layer"), block=block),
+        stack=StackConfig(num_layers=fields.need("n_layer"), block=block, final_norm=norm),
         vocab_size=fields.need("vocab_size"),
         positions=LearnedPositionsConfig(max_length=fields.need("n_positions")),
-        tie_embeddings=fields.take("tie_word_embeddings", True),
-        final_norm=norm,
+        head=LanguageModelHeadConfig(tie_embeddings=fields.take("tie_word_embeddings", True)),
         dropout_rate=float(fields.take("embd_pdrop", 0.1)),
         kernel_init=init,
         embedding_init=init,
@@ -86,9 +86,9 @@ def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
         "resid_pdrop": block.dropout_rate,
         "embd_pdrop": config.dropout_rate,
         "attn_pdrop": block.attention.dropout_rate,
-        "layer_norm_epsilon": config.final_norm.epsilon,
+        "layer_norm_epsilon": config.stack.final_norm.epsilon,
         "initializer_range": config.kernel_init.stddev,
-        "tie_word_embeddings": config.tie_embeddings,
+        "tie_word_embeddings": config.head.tie_embeddings,
     }
 
 

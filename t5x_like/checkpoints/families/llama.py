@@ -1,6 +1,6 @@
 """Llama 2 and 3, and what most families since have in common with it."""
 
-from typing import Any, Literal
+from typing import Any
 
 from t5x_like.checkpoints.families.family import Family, Fields, written_activation
 from t5x_like.checkpoints.families.rotary import read_rotary, write_rotary
@@ -8,12 +8,13 @@ from t5x_like.checkpoints.name_map import Rule
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward import Activation, MLPConfig
+from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig
 
-OURS, THEIRS = "stack/layers/*", "model.layers.*"
+OURS, THEIRS = "stack/*", "model.layers.*"
 
 RULES = (
     Rule("embedding", "model.embed_tokens.weight"),
@@ -35,8 +36,8 @@ RULES = (
     Rule(f"{OURS}/feedforward/up/bias", f"{THEIRS}.mlp.up_proj.bias"),
     Rule(f"{OURS}/feedforward/down/kernel", f"{THEIRS}.mlp.down_proj.weight", "linear"),
     Rule(f"{OURS}/feedforward/down/bias", f"{THEIRS}.mlp.down_proj.bias"),
-    Rule("final_norm/scale", "model.norm.weight"),
-    Rule("head", "lm_head.weight"),
+    Rule("stack/final_norm/scale", "model.norm.weight"),
+    Rule("head/projection", "lm_head.weight"),
 )
 
 
@@ -47,7 +48,7 @@ def read_decoder(
     attention: dict[str, Any],
     activation: Activation | None = None,
     mlp_bias: bool = False,
-    norm_place: Literal["before", "after"] = "before",
+    norm_place: str = "pre",
     tied: bool = False,
     scale_embedding: bool = False,
 ) -> DecoderConfig:
@@ -76,11 +77,10 @@ def read_decoder(
     block = BlockConfig(attention=attention_config, feedforward=feedforward, norm=norm, norm_place=norm_place)
     return DecoderConfig(
         d_model=fields.need("hidden_size"),
-        stack=StackConfig(num_layers=fields.need("num_hidden_layers"), block=block),
+        stack=StackConfig(num_layers=fields.need("num_hidden_layers"), block=block, final_norm=norm),
         vocab_size=fields.need("vocab_size"),
         scale_embedding=scale_embedding,
-        tie_embeddings=fields.take("tie_word_embeddings", tied),
-        final_norm=norm,
+        head=LanguageModelHeadConfig(tie_embeddings=fields.take("tie_word_embeddings", tied)),
         kernel_init=init,
         embedding_init=init,
     )
@@ -100,9 +100,9 @@ def write_decoder(config: DecoderConfig, max_length: int) -> dict[str, Any]:
         "hidden_act": written_activation(feedforward.activation),
         "max_position_embeddings": max_length,
         "initializer_range": config.kernel_init.stddev,
-        "rms_norm_eps": config.final_norm.epsilon,
+        "rms_norm_eps": config.stack.final_norm.epsilon,
         "attention_dropout": attention.dropout_rate,
-        "tie_word_embeddings": config.tie_embeddings,
+        "tie_word_embeddings": config.head.tie_embeddings,
         **write_rotary(attention.rotary),
     }
 

@@ -19,7 +19,7 @@ RULES = tuple(Rule(rule.ours, NORMS.get(rule.ours, rule.theirs), rule.layout) fo
 def _read(fields: Fields) -> DecoderConfig:
     norm = read_norm(fields, epsilon=1e-5)
     attention = {"qk_norm": norm, "qk_norm_dims": "all_heads", **read_biases(fields)}
-    return read_decoder(fields, norm=norm, attention=attention, norm_place="after")
+    return read_decoder(fields, norm=norm, attention=attention, norm_place="post_branch")
 
 
 def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:

@@ -94,6 +94,16 @@ def alibi(slopes: Float[Array, "*heads"], relative: Int[Array, "..."]) -> Float[
     return -slopes * jnp.abs(relative).astype(jnp.float32)
 
 
+def alibi_slopes(num_heads: int) -> Float[np.ndarray, "heads"]:
+    """The slopes of Press et al. 2022, section 3: geometric from 2 ** (-8 / heads) on.
+
+    Where the number of heads is no power of two, those of the power below, and then every other one of twice as many.
+    """
+    power = 2 ** int(np.log2(num_heads))
+    geometric = lambda count: 2.0 ** (-8 / count * np.arange(1, count + 1))
+    return np.concatenate([geometric(power), geometric(2 * power)[::2][: num_heads - power]]).astype(np.float32)
+
+
 def position_bias(
     parameters: tuple[RelativeBias, Float[Array, "heads num_buckets"]] | None,
     alibi_slopes: Float[Array, "heads"] | None,

@@ -1,0 +1,80 @@
+"""What training minimises on a batch: the losses of the model's head, and those of its routers."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from t5x_like.models.losses import Batch, LossConfig
+from t5x_like.models.parameters import GraphDef, Params, merge
+
+Totals = dict[str, Float[Array, ""]]
+
+
+class BatchLoss(NamedTuple):
+    """Results on a batch, or on a share of one: they may be added up.
+
+    Attributes:
+      sums: of every metric, by term and name.
+      weights: of every term.
+      stats: of the routers, by stack.
+    """
+
+    sums: dict[str, dict[str, Float[Array, ""]]]
+    weights: Totals
+    stats: dict[str, Any]
+
+    def metrics(self) -> dict[str, Float[Array, ""]]:
+        """Every metric's mean over what its term is about, and the weight of each term, e.g. `num_tokens`."""
+        means = {
+            name: value / jnp.maximum(self.weights[term], 1)
+            for term, sums in self.sums.items()
+            for name, value in sums.items()
+        }
+        return means | {f"num_{term}": weight for term, weight in self.weights.items()}
+
+
+def total_weights(graphdef: GraphDef, params: Params, batch: Batch) -> Totals:
+    """What the terms of the loss are divided by: the sum of the weights of each, over the whole batch."""
+    weights = merge(graphdef, params).head.weights(batch)
+    return jax.tree.map(lambda weight: jnp.maximum(jnp.sum(weight), 1), weights)
+
+
+def batch_loss(
+    config: LossConfig,
+    graphdef: GraphDef,
+    params: Params,
+    batch: Batch,
+    dropout_key: PRNGKeyArray | None = None,
+    *,
+    totals: Totals | None = None,
+) -> tuple[Float[Array, ""], BatchLoss]:
+    """Runs the model on a batch, or on one of its microbatches.
+
+    Args:
+      config: the loss of tokens.
+      graphdef: of the model.
+      params: its parameters.
+      batch: arrays by feature name.
+      dropout_key: turns dropout on.
+      totals: `total_weights` of the whole batch; None: `batch` is the whole.
+
+    Returns:
+      The share of this batch in the loss, to be differentiated, and its results.
+    """
+    totals = total_weights(graphdef, params, batch) if totals is None else totals
+    model = merge(graphdef, params)
+    model_key, head_key = model.dropout_keys(dropout_key, 2)
+    output = model.run(batch, model_key)
+    terms = model.head.terms(
+        output.x,
+        batch,
+        loss=config,
+        embedding=model.embedding[...],
+        is_token=output.is_token,
+        dropout_key=head_key,
+    )
+    objective = sum(term.objective / totals[name] for name, term in terms.items())
+    sums = {name: term.metrics for name, term in terms.items()}
+    return objective, BatchLoss(sums, {name: term.weight for name, term in terms.items()}, output.stats)
