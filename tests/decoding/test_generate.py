@@ -6,20 +6,27 @@ import numpy as np
 import pytest
 
 from t5x_like.decoding.cache import attend_cached, empty_states
-from t5x_like.decoding.generate import generate
+from t5x_like.decoding.generate import generate, generate_from_inputs
 from t5x_like.decoding.sampling import Sampling, restrict, sample
 from t5x_like.errors import UserError
 from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.block import BlockConfig
+from t5x_like.models.feedforward import MLPConfig
+from t5x_like.models.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import merge, split
-from t5x_like.models.positions import LearnedPositionsConfig, RotaryConfig, YarnScaling
-from t5x_like.models.transformer import Decoder
+from t5x_like.models.positions import LearnedPositionsConfig, RelativeBiasConfig, RotaryConfig, YarnScaling
+from t5x_like.models.stack import StackConfig
+from t5x_like.models.transformer import Decoder, EncoderDecoderConfig, build_model
 from tests import toy
 
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.fixture(scope="module", params=["scanned", "unrolled_learned_grouped", "window_qk_norm"])
+@pytest.fixture(
+    scope="module",
+    params=["scanned", "unrolled_learned_grouped", "window_qk_norm", "cycle", "latent", "relative_bias", "chunks"],
+)
 def decoder(request):
     config = toy.model(vocab_size=toy.VOCAB)
     if request.param == "window_qk_norm":
@@ -32,10 +39,28 @@ def decoder(request):
         block = config.stack.block.__class__(attention=attention, feedforward=config.stack.block.feedforward)
         stack = config.stack.__class__(num_layers=2, block=block, scan_layers=False)
         config = toy.model(vocab_size=toy.VOCAB, stack=stack, positions=LearnedPositionsConfig(max_length=32))
+    elif request.param == "cycle":
+        wide = config.stack.block
+        narrow = dataclasses.replace(wide, attention=AttentionConfig(num_heads=4, num_kv_heads=1, window=3, sinks=True))
+        config = toy.model(vocab_size=toy.VOCAB, stack=StackConfig(num_layers=5, block=(narrow, wide), first=(wide,)))
+    elif request.param == "latent":
+        latent = LatentAttentionConfig(num_heads=4, kv_rank=8, plain_head_dim=6, rotary_head_dim=4, value_head_dim=5)
+        config = with_block(config, attention=latent)
+    elif request.param == "relative_bias":
+        config = with_block(config, attention=AttentionConfig(num_heads=4, scale=1.0))
+        stack = dataclasses.replace(config.stack, position_bias=RelativeBiasConfig(num_buckets=8))
+        config = dataclasses.replace(config, stack=stack)
+    elif request.param == "chunks":
+        config = with_block(config, attention=AttentionConfig(num_heads=4, chunk=5, soft_cap=3.0))
     # Larger weights than usual: untrained models are nearly indifferent between tokens.
     model = Decoder(config, jax.random.key(0))
     graphdef, params = split(model)
     return graphdef, jax.tree.map(lambda a: a * 4 if a.ndim > 1 else a, params)
+
+
+def with_block(config, **fields):
+    block = dataclasses.replace(config.stack.block, **fields)
+    return dataclasses.replace(config, stack=dataclasses.replace(config.stack, block=block))
 
 
 def rebuild(decoder):
@@ -68,6 +93,31 @@ def test_greedy_text_equals_the_plain_loop_for_every_prompt_of_a_batch(decoder):
     texts = generate(*decoder, prompts, max_new_tokens=8, context_length=32, sampling=GREEDY)
     for prompt, text in zip(prompts, texts, strict=True):
         assert text.tolist() == plain_greedy(model, prompt, 8)
+
+
+def test_an_encoder_decoder_writes_what_the_plain_loop_writes():
+    attention, bias = AttentionConfig(num_heads=4, scale=1.0), RelativeBiasConfig(num_buckets=8)
+    block = BlockConfig(attention=attention, feedforward=MLPConfig(d_ff=64))
+    crossed = dataclasses.replace(block, cross_attention=attention)
+    config = EncoderDecoderConfig(
+        d_model=32,
+        vocab_size=toy.VOCAB,
+        dtype="float32",
+        encoder=StackConfig(num_layers=2, block=block, position_bias=bias),
+        decoder=StackConfig(num_layers=3, block=crossed, position_bias=bias),
+    )
+    graphdef, params = split(build_model(config, jax.random.key(0)))
+    params = jax.tree.map(lambda a: a * 4 if a.ndim > 1 else a, params)
+    model, inputs = merge(graphdef, params), [[5, 9, 2, 40], [3], [7, 7, 8]]
+    texts = generate_from_inputs(graphdef, params, inputs, start_id=0, max_new_tokens=8, sampling=GREEDY)
+    for tokens, text in zip(inputs, texts, strict=True):
+        written = [0]
+        for _ in range(8):
+            batch = {"encoder_input_tokens": jnp.array([tokens]), "decoder_input_tokens": jnp.array([written])}
+            scores = model.head.scores(model.run(batch).x[:, -1], model.embedding[...])
+            written.append(int(jnp.argmax(scores)))
+        assert text.tolist() == written[1:]
+    assert len({tuple(text) for text in texts}) == 3, "the encoder's input must matter"
 
 
 def test_a_text_ends_before_its_end_token(decoder):
