@@ -12,6 +12,7 @@ from t5x_like.errors import UserError
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward import MLPConfig
+from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import merge, split
@@ -105,6 +106,7 @@ def test_an_encoder_decoder_writes_what_the_plain_loop_writes():
         dtype="float32",
         encoder=StackConfig(num_layers=2, block=block, position_bias=bias),
         decoder=StackConfig(num_layers=3, block=crossed, position_bias=bias),
+        head=LanguageModelHeadConfig(tie_embeddings=False),
     )
     graphdef, params = split(build_model(config, jax.random.key(0)))
     params = jax.tree.map(lambda a: a * 4 if a.ndim > 1 else a, params)
