@@ -170,7 +170,9 @@ class Attention(Module):
         project: Callable[..., Linear] = lambda dims, init, key: Linear(
             {"embed": d_model}, dims, init=init, use_bias=config.use_qkv_bias, dtype=dtype, key=key
         )
-        self.query = project(heads, inits.kernel, keys[0])
+        # Products start as large as head_dim ** -0.5 would make them, whatever the scale (T5).
+        relative = 1.0 if config.scale is None else head_dim**-0.5 / config.scale
+        self.query = project(heads, lambda *args: relative * inits.kernel(*args), keys[0])
         self.key = project(kv_heads, inits.kernel, keys[1])
         self.value = project(kv_heads, inits.inner, keys[2])
         self.out = Linear(
