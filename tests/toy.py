@@ -7,12 +7,12 @@ import numpy as np
 from t5x_like.data.build import DataConfig
 from t5x_like.data.sources import TextSource
 from t5x_like.data.tokenizers import ByteTokenizerConfig
-from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.attention import AttentionConfig, TokenInfo
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward import MLPConfig
 from t5x_like.models.positions import RotaryConfig
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import DecoderConfig
+from t5x_like.models.transformer import DecoderConfig, token_info
 from t5x_like.sharding.mesh import MeshConfig
 from t5x_like.training.experiment import Experiment, LoggingConfig, RunConfig
 from t5x_like.training.optimizers import AdamWConfig, OptimizerConfig
@@ -26,6 +26,11 @@ def model(*, num_heads: int = 4, dropout_rate: float = 0.0, **decoder) -> Decode
     block = BlockConfig(attention=attention, feedforward=MLPConfig(d_ff=64), dropout_rate=dropout_rate)
     stack = StackConfig(num_layers=2, block=block)
     return DecoderConfig(**{"d_model": 32, "dtype": "float32", "stack": stack, "dropout_rate": dropout_rate, **decoder})
+
+
+def tokens(ids, **given) -> TokenInfo:
+    """Tokens as layers see them; what is given is named as in `TokenInfo`."""
+    return token_info({"decoder_input_tokens": ids, **{f"decoder_{name}": value for name, value in given.items()}})
 
 
 def experiment(

@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention.door import attention
-from t5x_like.models.attention import Attend
+from t5x_like.models.attention import Attend, TokenInfo
 from t5x_like.models.block import BlockConfig, BlockState
 from t5x_like.models.stack import StackConfig, States
 
@@ -41,7 +41,7 @@ def attend_cached(index: Int[Array, ""], start: Int[Array, "batch"], max_length:
     """
     kv_index = jnp.broadcast_to(jnp.arange(max_length, dtype=jnp.int32), (start.shape[0], max_length))
 
-    def attend(q, k, v, state: Cache, **options):
+    def attend(q, k, v, state: Cache, *, tokens: TokenInfo, **options):
         state = Cache(
             lax.dynamic_update_slice_in_dim(state.key, k.astype(state.key.dtype), index, axis=1),
             lax.dynamic_update_slice_in_dim(state.value, v.astype(state.value.dtype), index, axis=1),

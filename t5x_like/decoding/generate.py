@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from t5x_like.decoding.cache import attend_cached, empty_states
 from t5x_like.decoding.sampling import Sampling, sample
 from t5x_like.errors import UserError
+from t5x_like.models.attention import TokenInfo
 from t5x_like.models.block import Encoded
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.stack import States
-from t5x_like.models.transformer import attend_across
 
 NO_TOKEN = -1
 """Ends nothing: no token has this id."""
@@ -107,7 +107,8 @@ def generate_from_inputs(
     end = NO_TOKEN if eos_id is None else eos_id
     count, length = len(inputs), max(map(len, inputs))
     padded = np.stack([np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens))) for tokens in inputs])
-    is_input = np.arange(length) < np.asarray([len(tokens) for tokens in inputs])[:, None]
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), padded.shape)
+    is_input = positions < np.asarray([len(tokens) for tokens in inputs])[:, None]
     new = continue_tokens(
         graphdef,
         params,
@@ -118,7 +119,7 @@ def generate_from_inputs(
         steps=max_new_tokens,
         sampling=sampling,
         end=end,
-        inputs=(padded, is_input.astype(np.int32)),
+        inputs=TokenInfo(positions, padded, is_input.astype(np.int32)),
     )
     return [until(row, end) for row in np.asarray(new)]
 
@@ -145,12 +146,12 @@ def continue_tokens(
     steps: int,
     sampling: Sampling,
     end: int,
-    inputs: tuple[Int[Array, "batch kv_length"], Int[Array, "batch kv_length"]] | None = None,
+    inputs: TokenInfo | None = None,
 ) -> Int[Array, "batch steps"]:
     """Reads `tokens` (padded on the left up to `start`) into a cache and draws `steps` more, all `end` from there on.
 
-    Rows that are `done` get `end` only; `keys` holds one key per row. `inputs` are an encoder's tokens and their
-    segment ids (0 is padding); without them the model is a decoder.
+    Rows that are `done` get `end` only; `keys` holds one key per row. `inputs` are an encoder's tokens; without
+    them the model is a decoder.
     """
     model = merge(graphdef, params)
     (batch_size, length), config = tokens.shape, model.config
@@ -158,11 +159,12 @@ def continue_tokens(
     def read(tokens, index, states, encoded):
         """The last hidden vectors and the states; `encoded` is the encoder's output, needed the first time."""
         positions = jnp.maximum(index + jnp.arange(tokens.shape[1], dtype=jnp.int32) - start[:, None], 0)
-        options = {"positions": positions, "attend": attend_cached(index, start, length + steps), "states": states}
+        tokens = TokenInfo(positions, tokens)
+        options = {"attend": attend_cached(index, start, length + steps), "states": states}
         if inputs is None:
             out = model(tokens, **options)
         else:
-            out = model.decode(tokens, Encoded(encoded, attend_across(tokens, None, inputs[1])), **options)
+            out = model.decode(tokens, Encoded(encoded, inputs.segment_ids), **options)
         return out.x[:, -1], out.states
 
     def advance(p: Progress) -> Progress:
@@ -172,7 +174,7 @@ def continue_tokens(
         hidden, states = read(token[:, None], length + p.step, p.states, None)
         return Progress(p.step + 1, hidden, p.done | (token == end), states, p.out.at[:, p.step].set(token))
 
-    encoded = None if inputs is None else model.encode(inputs[0], segment_ids=inputs[1]).x
+    encoded = None if inputs is None else model.encode(inputs).x
     stack = config.stack if inputs is None else config.decoder
     states = empty_states(stack, config.d_model, config.dtype, batch_size, length + steps)
     hidden, states = read(tokens, jnp.int32(0), states, encoded)

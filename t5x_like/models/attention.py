@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
@@ -113,38 +113,65 @@ class AttentionConfig:
         return dataclasses.replace(mask, chunk=self.chunk)
 
 
-class Attend(Protocol):
-    """The core of an attention layer: queries, keys and values in, their outputs and a state out.
+class TokenInfo(NamedTuple):
+    """What layers may know of the tokens whose vectors they get; arrays [batch, length] of integers.
 
-    Training attends among the tokens of the batch and has no state (None); decoding also reads and writes the layer's
-    cache. `options` are the layer's own arguments for `kernels.attention.door.attention`.
+    Attributes:
+      positions: of each token within its segment.
+      ids: of the vocabulary.
+      segment_ids: tokens attend within equal ids only; 0 is padding. None: one segment.
+      order: what a causal mask compares, where it is not the place in the row: equal numbers see each other.
+      key_mask: 0 where a token may not be attended to; None: nowhere.
+    """
+
+    positions: Int[Array, "batch length"]
+    ids: Int[Array, "batch length"]
+    segment_ids: Int[Array, "batch length"] | None = None
+    order: Int[Array, "batch length"] | None = None
+    key_mask: Int[Array, "batch length"] | None = None
+
+    @property
+    def is_token(self) -> Bool[Array, "batch length"] | None:
+        """False for padding; None: there is none."""
+        return None if self.segment_ids is None else self.segment_ids != 0
+
+
+class Attend(Protocol):
+    """The core of a self-attention layer: queries, keys and values of new tokens in, their outputs and state out.
+
+    Training attends among the new tokens and has no state (None); decoding also reads and writes the layer's cache.
+    `options` are the layer's own arguments for `kernels.attention.door.attention`.
     """
 
     def __call__(
         self,
         q: Float[Array, "batch length heads head_dim"],
-        k: Float[Array, "batch kv_length kv_heads head_dim"],
-        v: Float[Array, "batch kv_length kv_heads v_dim"],
+        k: Float[Array, "batch length kv_heads head_dim"],
+        v: Float[Array, "batch length kv_heads v_dim"],
         state: Any,
+        *,
+        tokens: TokenInfo,
         **options: Any,
     ) -> tuple[Float[Array, "batch length heads v_dim"], Any]: ...
 
 
-Pair = tuple[Int[Array, "batch length"], Int[Array, "batch kv_length"]]
-
-
-def attend_among(segment_ids: Pair | None = None, positions: Pair | None = None) -> Attend:
-    """Attention among the tokens of a batch, without a state.
-
-    Args:
-      segment_ids: of queries and keys: tokens attend to equal ids only; 0 is padding. None: one segment.
-      positions: of queries and keys: what masks compare; None: the places in the rows.
-    """
-
-    def attend(q, k, v, state, **options):
-        return attention(q, k, v, segment_ids=segment_ids, positions=positions, **options), state
-
-    return attend
+def attend_within(
+    q: Float[Array, "batch length heads head_dim"],
+    k: Float[Array, "batch length kv_heads head_dim"],
+    v: Float[Array, "batch length kv_heads v_dim"],
+    state: Any,
+    *,
+    tokens: TokenInfo,
+    **options: Any,
+) -> tuple[Float[Array, "batch length heads v_dim"], Any]:
+    """Attention among the tokens of a batch: the `Attend` of training."""
+    segments = keys = tokens.segment_ids
+    if tokens.key_mask is not None:
+        segments = jnp.ones_like(tokens.key_mask) if segments is None else segments
+        keys = segments * tokens.key_mask
+    segment_ids = None if segments is None else (segments, keys)
+    positions = None if tokens.order is None else (tokens.order, tokens.order)
+    return attention(q, k, v, segment_ids=segment_ids, positions=positions, **options), state
 
 
 KeysValues = tuple[Float[Array, "batch kv_length kv_heads head_dim"], Float[Array, "batch kv_length kv_heads v_dim"]]
@@ -190,37 +217,51 @@ class Attention(Module):
         self,
         x: Float[Array, "batch length embed"],
         *,
-        positions: Int[Array, "batch length"],
+        tokens: TokenInfo,
         attend: Attend,
         state: Any,
         dropout_key: PRNGKeyArray | None,
-        keys_values: KeysValues | None = None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        """Attends from x to itself, or to `keys_values` of another sequence."""
-        q = self.rotated(self.normalized(self.query(x), self.query_norm), positions)
-        k, v = self.keys_values(x, positions) if keys_values is None else keys_values
-        q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
-        config = self.config
-        o, state = attend(
-            q,
-            k,
-            v,
-            state,
-            mask=self.mask,
-            scale=config.scale,
-            soft_cap=config.soft_cap,
-            sinks=None if self.sinks is None else self.sinks[...],
-            dropout_rate=config.dropout_rate if dropout_key is not None else 0.0,
-            dropout_key=dropout_key,
-            backend=config.backend,
-        )
+        """Attends from each token of x to the others."""
+        k, v = self.keys_values(x, tokens.positions)
+        o, state = attend(self.queries(x, tokens.positions), k, v, state, tokens=tokens, **self.options(dropout_key))
         return self.out(checkpoint_name(o, "attention")), state
+
+    def across(
+        self,
+        x: Float[Array, "batch length embed"],
+        keys_values: KeysValues,
+        *,
+        segment_ids: tuple[Int[Array, "batch length"], Int[Array, "batch kv_length"]] | None,
+        dropout_key: PRNGKeyArray | None,
+    ) -> Float[Array, "batch length embed"]:
+        """Attends from each token of x to those of another sequence, whose keys and values are given."""
+        o = attention(self.queries(x), *keys_values, segment_ids=segment_ids, **self.options(dropout_key))
+        return self.out(checkpoint_name(o, "attention"))
+
+    def options(self, dropout_key: PRNGKeyArray | None) -> dict[str, Any]:
+        config = self.config
+        return {
+            "mask": self.mask,
+            "scale": config.scale,
+            "soft_cap": config.soft_cap,
+            "sinks": None if self.sinks is None else self.sinks[...],
+            "dropout_rate": config.dropout_rate if dropout_key is not None else 0.0,
+            "dropout_key": dropout_key,
+            "backend": config.backend,
+        }
+
+    def queries(
+        self, x: Float[Array, "batch length embed"], positions: Int[Array, "batch length"] | None = None
+    ) -> Float[Array, "batch length heads head_dim"]:
+        return checkpoint_name(self.rotated(self.normalized(self.query(x), self.query_norm), positions), "query")
 
     def keys_values(
         self, x: Float[Array, "batch kv_length embed"], positions: Int[Array, "batch kv_length"] | None = None
     ) -> KeysValues:
         """Keys and values of a sequence; without positions they are not rotated."""
-        return self.rotated(self.normalized(self.key(x), self.key_norm), positions), self.value(x)
+        k = self.rotated(self.normalized(self.key(x), self.key_norm), positions)
+        return checkpoint_name(k, "key"), checkpoint_name(self.value(x), "value")
 
     def rotated(
         self, x: Float[Array, "batch length heads head_dim"], positions: Int[Array, "batch length"] | None

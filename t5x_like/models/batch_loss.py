@@ -72,7 +72,7 @@ def batch_loss(
         batch,
         loss=config,
         embedding=model.embedding[...],
-        is_token=output.is_token,
+        is_token=output.tokens.is_token,
         dropout_key=head_key,
     )
     objective = sum(term.objective / totals[name] for name, term in terms.items())

@@ -5,12 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.attention import Attend, Attention, AttentionConfig, KeysValues
+from t5x_like.models.attention import Attend, Attention, AttentionConfig, KeysValues, TokenInfo
 from t5x_like.models.feedforward import MLP, MLPConfig, dropout
 from t5x_like.models.latent_attention import LatentAttention, LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
@@ -66,30 +66,16 @@ class BlockConfig:
 RouterStats = Any
 
 
-class TokenInfo(NamedTuple):
-    """What layers may know of the tokens whose vectors they get.
-
-    Attributes:
-      positions: of each token within its segment.
-      ids: of the vocabulary.
-      is_token: False for padding; None: there is none.
-    """
-
-    positions: Int[Array, "batch length"]
-    ids: Int[Array, "batch length"] | None = None
-    is_token: Bool[Array, "batch length"] | None = None
-
-
 class Encoded(NamedTuple):
-    """What a decoder attends to.
+    """What a decoder's blocks attend to.
 
     Attributes:
       x: the encoder's output; None where all layers' states hold their keys and values of it.
-      attend: from the decoder's tokens to the encoder's.
+      segment_ids: of its tokens; None: one segment, without padding.
     """
 
     x: Float[Array, "batch kv_length embed"] | None
-    attend: Attend
+    segment_ids: Int[Array, "batch kv_length"] | None = None
 
 
 class BlockState(NamedTuple):
@@ -147,7 +133,7 @@ class Block(Module):
         keys = (None,) * 6 if dropout_key is None else jax.random.split(dropout_key, 6)
         attention_state, kept = (None, None) if state is None else state
         attention = lambda y: self.attention(
-            y, positions=tokens.positions, attend=attend, state=attention_state, dropout_key=keys[0]
+            y, tokens=tokens, attend=attend, state=attention_state, dropout_key=keys[0]
         )
         if self.config.parallel:
             y = normalized(x, self.attention_norm)
@@ -193,14 +179,11 @@ class Block(Module):
     ) -> tuple[Float[Array, "batch length embed"], KeysValues]:
         """Attends to the encoder's output, whose keys and values are returned to be kept while decoding."""
         keys_values = self.cross_attention.keys_values(encoded.x) if kept is None else kept
-        y, _ = self.cross_attention(
-            x,
-            positions=tokens.positions,
-            attend=encoded.attend,
-            state=None,
-            dropout_key=dropout_key,
-            keys_values=keys_values,
-        )
+        segment_ids = None
+        if encoded.segment_ids is not None:
+            own = tokens.segment_ids
+            segment_ids = jnp.ones(x.shape[:2], jnp.int32) if own is None else own, encoded.segment_ids
+        y = self.cross_attention.across(x, keys_values, segment_ids=segment_ids, dropout_key=dropout_key)
         return y, keys_values
 
 

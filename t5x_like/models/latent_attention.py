@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.attention import Attend, Backend
+from t5x_like.models.attention import Attend, Backend, TokenInfo
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializers, Linear, Module
 from t5x_like.models.positions import RotaryConfig, rotate
@@ -117,12 +117,12 @@ class LatentAttention(Module):
         self,
         x: Float[Array, "batch length embed"],
         *,
-        positions: Int[Array, "batch length"],
+        tokens: TokenInfo,
         attend: Attend,
         state: Any,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        config, heads = self.config, self.config.num_heads
+        config, heads, positions = self.config, self.config.num_heads, tokens.positions
         q = self.query(self.query_norm(self.query_down(x)) if self.query_down else x)
         latent, shared_key = jnp.split(self.kv_down(x), [config.kv_rank], axis=-1)
         plain_key, v = jnp.split(self.kv_up(self.kv_norm(latent)), [config.plain_head_dim], axis=-1)
@@ -137,6 +137,7 @@ class LatentAttention(Module):
             k,
             v,
             state,
+            tokens=tokens,
             mask=self.mask,
             scale=config.scale,
             dropout_rate=config.dropout_rate if dropout_key is not None else 0.0,

@@ -13,8 +13,8 @@ from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.biases import RelativeBias, alibi_slopes
 from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.attention import Attend
-from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded, RouterStats, TokenInfo
+from t5x_like.models.attention import Attend, TokenInfo, attend_within
+from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded, RouterStats
 from t5x_like.models.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import (
@@ -206,7 +206,7 @@ class Stack(Module):
         x: Float[Array, "batch length embed"],
         *,
         tokens: TokenInfo,
-        attend: Attend,
+        attend: Attend = attend_within,
         encoded: Encoded | None = None,
         states: States | None = None,
         dropout_key: PRNGKeyArray | None = None,

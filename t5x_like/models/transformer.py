@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.attention import Attend, attend_among
-from t5x_like.models.block import Encoded, TokenInfo
+from t5x_like.models.attention import Attend, TokenInfo, attend_within
+from t5x_like.models.block import Encoded
 from t5x_like.models.feedforward import dropout
 from t5x_like.models.heads import HEADS, HeadConfig, HeadOptions, LanguageModelHeadConfig
 from t5x_like.models.losses import Batch
@@ -27,7 +27,7 @@ from t5x_like.models.positions import (
 from t5x_like.models.stack import Stack, StackConfig, StackOutput, States
 from t5x_like.sharding.logical import constrain
 
-Tokens = Int[Array, "batch length"]
+Ids = Int[Array, "batch length"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,12 +178,12 @@ class Output(NamedTuple):
 
     Attributes:
       x: vectors for the head.
-      is_token: False for padding; None: there is none.
+      tokens: that they belong to.
       stats: of the routers, by stack.
     """
 
     x: Float[Array, "batch length embed"]
-    is_token: Array | None
+    tokens: TokenInfo
     stats: dict[str, Any]
 
 
@@ -222,23 +222,18 @@ class Transformer(Module):
         return Stack(config.stacks[name], config.d_model, mask=MaskSpec(causal=causal), key=key, **options)
 
     def embed(
-        self,
-        tokens: Tokens,
-        positions: Tokens,
-        *,
-        token_types: Tokens | None = None,
-        dropout_key: PRNGKeyArray | None = None,
+        self, tokens: TokenInfo, *, token_types: Ids | None = None, dropout_key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch length embed"]:
         # Looked up from rows that are whole: rows sharded over the batch's axes would come back in the wrong layout.
-        x = constrain(self.embedding[...], "vocab", None)[tokens]
+        x = constrain(self.embedding[...], "vocab", None)[tokens.ids]
         if self.config.scale_embedding:
             x = x * math.sqrt(self.config.d_model)
         if self.positions is not None:
-            x = x + self.positions(positions)
+            x = x + self.positions(tokens.positions)
         elif self.config.positions is not None:
-            x = x + sinusoidal(self.config.positions, positions, self.config.d_model)
+            x = x + sinusoidal(self.config.positions, tokens.positions, self.config.d_model)
         if self.token_types is not None:
-            x = x + self.token_types[...][jnp.zeros_like(tokens) if token_types is None else token_types]
+            x = x + self.token_types[...][jnp.zeros_like(tokens.ids) if token_types is None else token_types]
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = dropout(x.astype(self.config.dtype), self.config.dropout_rate, dropout_key)
@@ -259,48 +254,33 @@ class Decoder(Transformer):
 
     def __call__(
         self,
-        tokens: Tokens,
+        tokens: TokenInfo,
         *,
-        positions: Tokens | None = None,
-        segment_ids: Tokens | None = None,
-        order: Tokens | None = None,
-        key_mask: Tokens | None = None,
         dropout_key: PRNGKeyArray | None = None,
-        attend: Attend | None = None,
+        attend: Attend = attend_within,
         states: States | None = None,
     ) -> StackOutput:
-        """Hidden vectors after the final norm, and what `attend` returned as the layers' states.
+        """Vectors behind the last layer.
 
         Args:
-          tokens: ids in [0, vocab_size).
-          positions: of each token within its segment; None: 0, 1, 2, ...
-          segment_ids: tokens attend within equal ids only; 0 is padding. None: one segment.
-          order: what the causal mask compares, where it is not the place in the row: a token sees those of lower and of
-            equal order. The tokens of a prefix that see each other all have 0.
-          key_mask: 0 where a token may not be attended to; None: nowhere.
+          tokens: see `token_info`.
           dropout_key: turns dropout on, where the configuration has any.
-          attend: the core of attention; None: among the tokens given (see `models.attention.Attend`).
+          attend: the core of attention (see `models.attention.Attend`).
           states: the layers' states for `attend`.
         """
-        positions = consecutive(tokens) if positions is None else positions
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        if attend is None:
-            if order is None and any(getattr(block.attention, "chunk", None) for block in self.config.stack.distinct):
-                order = positions
-            attend = attend_within(segment_ids, order, key_mask)
-        return self.stack(
-            self.embed(tokens, positions, dropout_key=embed_key),
-            tokens=TokenInfo(positions, tokens, is_token(segment_ids)),
-            attend=attend,
-            states=states,
-            dropout_key=stack_key,
-        )
+        x = self.embed(tokens, dropout_key=embed_key)
+        if tokens.order is None and any(
+            getattr(block.attention, "chunk", None) for block in self.config.stack.distinct
+        ):
+            # Chunks are counted from the beginning of each segment.
+            tokens = tokens._replace(order=tokens.positions)
+        return self.stack(x, tokens=tokens, attend=attend, states=states, dropout_key=stack_key)
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
-        names = ("positions", "segment_ids", "order", "key_mask")
-        options = {name: batch.get(f"decoder_{name}") for name in names}
-        out = self(batch["decoder_input_tokens"], dropout_key=dropout_key, **options)
-        return Output(out.x, is_token(options["segment_ids"]), {"stack": out.stats})
+        tokens = token_info(batch, "decoder")
+        out = self(tokens, dropout_key=dropout_key)
+        return Output(out.x, tokens, {"stack": out.stats})
 
 
 class Encoder(Transformer):
@@ -310,32 +290,17 @@ class Encoder(Transformer):
         self.stack = self.stack_of("stack", stack_key, causal=False)
 
     def __call__(
-        self,
-        tokens: Tokens,
-        *,
-        positions: Tokens | None = None,
-        segment_ids: Tokens | None = None,
-        token_types: Tokens | None = None,
-        dropout_key: PRNGKeyArray | None = None,
+        self, tokens: TokenInfo, *, token_types: Ids | None = None, dropout_key: PRNGKeyArray | None = None
     ) -> StackOutput:
-        """Hidden vectors after the final norm; the arguments are those of `Decoder`.
-
-        `token_types` are ids in [0, num_token_types); None: 0 everywhere.
-        """
-        positions = consecutive(tokens) if positions is None else positions
+        """Vectors behind the last layer; `token_types` are ids in [0, num_token_types), None: 0 everywhere."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        return self.stack(
-            self.embed(tokens, positions, token_types=token_types, dropout_key=embed_key),
-            tokens=TokenInfo(positions, tokens, is_token(segment_ids)),
-            attend=attend_within(segment_ids),
-            dropout_key=stack_key,
-        )
+        x = self.embed(tokens, token_types=token_types, dropout_key=embed_key)
+        return self.stack(x, tokens=tokens, dropout_key=stack_key)
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
-        names = ("positions", "segment_ids", "token_types")
-        options = {name: batch.get(f"encoder_{name}") for name in names}
-        out = self(batch["encoder_input_tokens"], dropout_key=dropout_key, **options)
-        return Output(out.x, is_token(options["segment_ids"]), {"stack": out.stats})
+        tokens = token_info(batch, "encoder")
+        out = self(tokens, token_types=batch.get("encoder_token_types"), dropout_key=dropout_key)
+        return Output(out.x, tokens, {"stack": out.stats})
 
 
 class EncoderDecoder(Transformer):
@@ -345,62 +310,31 @@ class EncoderDecoder(Transformer):
         self.encoder = self.stack_of("encoder", encoder_key, causal=False)
         self.decoder = self.stack_of("decoder", decoder_key, causal=True)
 
-    def encode(
-        self,
-        tokens: Tokens,
-        *,
-        positions: Tokens | None = None,
-        segment_ids: Tokens | None = None,
-        dropout_key: PRNGKeyArray | None = None,
-    ) -> StackOutput:
-        """The encoder's output; the arguments are those of `Decoder`."""
-        positions = consecutive(tokens) if positions is None else positions
+    def encode(self, tokens: TokenInfo, *, dropout_key: PRNGKeyArray | None = None) -> StackOutput:
+        """Vectors behind the encoder's last layer."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        return self.encoder(
-            self.embed(tokens, positions, dropout_key=embed_key),
-            tokens=TokenInfo(positions, tokens, is_token(segment_ids)),
-            attend=attend_within(segment_ids),
-            dropout_key=stack_key,
-        )
+        return self.encoder(self.embed(tokens, dropout_key=embed_key), tokens=tokens, dropout_key=stack_key)
 
     def decode(
         self,
-        tokens: Tokens,
+        tokens: TokenInfo,
         encoded: Encoded,
         *,
-        positions: Tokens | None = None,
-        segment_ids: Tokens | None = None,
         dropout_key: PRNGKeyArray | None = None,
-        attend: Attend | None = None,
+        attend: Attend = attend_within,
         states: States | None = None,
     ) -> StackOutput:
-        """The decoder's output; the other arguments are those of `Decoder`."""
-        positions = consecutive(tokens) if positions is None else positions
+        """Vectors behind the decoder's last layer; the arguments are those of `Decoder`."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        return self.decoder(
-            self.embed(tokens, positions, dropout_key=embed_key),
-            tokens=TokenInfo(positions, tokens, is_token(segment_ids)),
-            attend=attend or attend_within(segment_ids),
-            encoded=encoded,
-            states=states,
-            dropout_key=stack_key,
-        )
+        x = self.embed(tokens, dropout_key=embed_key)
+        return self.decoder(x, tokens=tokens, encoded=encoded, attend=attend, states=states, dropout_key=stack_key)
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
         encoder_key, decoder_key = self.dropout_keys(dropout_key, 2)
-        segments, kv_segments = batch.get("decoder_segment_ids"), batch.get("encoder_segment_ids")
-        inputs, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
-        encoded = self.encode(
-            inputs, positions=batch.get("encoder_positions"), segment_ids=kv_segments, dropout_key=encoder_key
-        )
-        decoded = self.decode(
-            targets,
-            Encoded(encoded.x, attend_across(targets, segments, kv_segments)),
-            positions=batch.get("decoder_positions"),
-            segment_ids=segments,
-            dropout_key=decoder_key,
-        )
-        return Output(decoded.x, is_token(segments), {"encoder": encoded.stats, "decoder": decoded.stats})
+        inputs, targets = token_info(batch, "encoder"), token_info(batch, "decoder")
+        encoded = self.encode(inputs, dropout_key=encoder_key)
+        decoded = self.decode(targets, Encoded(encoded.x, inputs.segment_ids), dropout_key=decoder_key)
+        return Output(decoded.x, targets, {"encoder": encoded.stats, "decoder": decoded.stats})
 
 
 def build_model(config: ModelConfig, key: PRNGKeyArray) -> Transformer:
@@ -408,29 +342,11 @@ def build_model(config: ModelConfig, key: PRNGKeyArray) -> Transformer:
     return kinds[type(config)](config, key)
 
 
-def consecutive(tokens: Tokens) -> Tokens:
-    """Positions 0, 1, 2, ... in every row."""
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-
-
-def is_token(segment_ids: Tokens | None) -> Array | None:
-    return None if segment_ids is None else segment_ids != 0
-
-
-def attend_within(segment_ids: Tokens | None, order: Tokens | None = None, key_mask: Tokens | None = None) -> Attend:
-    """Attention among the tokens of a row; see `Decoder`."""
-    keys = segment_ids
-    if key_mask is not None:
-        segment_ids = jnp.ones_like(key_mask) if segment_ids is None else segment_ids
-        keys = segment_ids * key_mask
-    return attend_among(
-        segment_ids=None if segment_ids is None else (segment_ids, keys),
-        positions=None if order is None else (order, order),
-    )
-
-
-def attend_across(tokens: Tokens, segment_ids: Tokens | None, kv_segment_ids: Tokens | None) -> Attend:
-    """Attention from decoder tokens to the encoder's; without segments of their own they are all in segment 1."""
-    if kv_segment_ids is None:
-        return attend_among()
-    return attend_among(segment_ids=(jnp.ones_like(tokens) if segment_ids is None else segment_ids, kv_segment_ids))
+def token_info(batch: Batch, side: Literal["encoder", "decoder"] = "decoder") -> TokenInfo:
+    """The tokens of one side of a batch; without positions they are consecutive."""
+    names = ("positions", "segment_ids", "order", "key_mask")
+    given = {name: batch.get(f"{side}_{name}") for name in names}
+    ids = batch[f"{side}_input_tokens"]
+    if given["positions"] is None:
+        given["positions"] = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    return TokenInfo(ids=ids, **given)

@@ -16,7 +16,7 @@ from t5x_like.models.losses import LossConfig
 from t5x_like.models.parameters import merge
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.state import model_spec
-from tests import families
+from tests import families, toy
 
 torch = pytest.importorskip("torch", reason="needs the extra: hf")
 transformers = pytest.importorskip("transformers", reason="needs the extra: hf")
@@ -43,7 +43,7 @@ def our_logits(graphdef, params, tokens, **inputs):
     @jax.jit
     def run(params):
         model = merge(graphdef, params)
-        return model.head.scores(model(jnp.asarray(tokens), **inputs).x, model.embedding[...])
+        return model.head.scores(model(toy.tokens(jnp.asarray(tokens), **inputs)).x, model.embedding[...])
 
     return np.asarray(run(params))
 

@@ -71,12 +71,12 @@ def rebuild(decoder):
 def test_reading_in_parts_through_the_cache_is_reading_at_once(decoder):
     model = rebuild(decoder)
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, toy.VOCAB)
-    whole = model(tokens)[0]
+    whole = model(toy.tokens(tokens))[0]
     states, parts = empty_states(model.config.stack, model.config.d_model, "float32", 2, 12), []
     for begin, end in ((0, 5), (5, 6), (6, 9)):
         positions = jnp.broadcast_to(jnp.arange(begin, end), (2, end - begin))
         attend = attend_cached(jnp.int32(begin), jnp.zeros(2, jnp.int32), 12)
-        hidden, states, _ = model(tokens[:, begin:end], positions=positions, attend=attend, states=states)
+        hidden, states, _ = model(toy.tokens(tokens[:, begin:end], positions=positions), attend=attend, states=states)
         parts.append(hidden)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
@@ -84,7 +84,7 @@ def test_reading_in_parts_through_the_cache_is_reading_at_once(decoder):
 def plain_greedy(model, prompt, count):
     tokens = list(prompt)
     for _ in range(count):
-        hidden = model(jnp.asarray(tokens)[None])[0]
+        hidden = model(toy.tokens(jnp.asarray(tokens)[None]))[0]
         tokens.append(int(jnp.argmax(model.head.scores(hidden[:, -1], model.embedding[...]))))
     return tokens[len(prompt) :]
 

@@ -25,6 +25,7 @@ from t5x_like.models.positions import (
 )
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig, build_model
+from tests import toy
 
 BATCH, LENGTH, VOCAB, WIDTH = 2, 12, 29, 16
 LAYER_NORM = NormConfig(kind="layernorm", use_bias=True)
@@ -92,7 +93,7 @@ def tokens():
 @pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
 def test_a_later_token_changes_no_earlier_output(config, tokens):
     model = build(config)
-    hidden = jax.jit(lambda tokens: model(tokens).x)
+    hidden = jax.jit(lambda tokens: model(toy.tokens(tokens)).x)
     before, after = hidden(tokens), hidden(tokens.at[:, 7].set((tokens[:, 7] + 1) % VOCAB))
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert np.abs(before[:, 7:] - after[:, 7:]).max() > 1e-3
@@ -101,7 +102,7 @@ def test_a_later_token_changes_no_earlier_output(config, tokens):
 @pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
 def test_every_parameter_has_a_gradient(config, tokens):
     graphdef, params = split(build(config))
-    loss = lambda params: jnp.sum(jnp.sin(merge(graphdef, params)(tokens).x * jnp.arange(WIDTH)))
+    loss = lambda params: jnp.sum(jnp.sin(merge(graphdef, params)(toy.tokens(tokens)).x * jnp.arange(WIDTH)))
     for path, gradient in jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params)):
         assert np.abs(gradient).max() > 0, path
 
@@ -119,15 +120,15 @@ def test_scanned_cycles_compute_what_unrolled_layers_do(name, tokens):
     others = {key: value for key, value in params["stack"].items() if key not in ("scanned", "unrolled")}
     unrolled = {**params, "stack": {**others, "unrolled": layers}}
     plain_graphdef, _ = split(build_model(plain, jax.random.key(0)))
-    expected = merge(plain_graphdef, unrolled)(tokens).x
-    np.testing.assert_allclose(merge(graphdef, params)(tokens).x, expected, rtol=1e-4, atol=1e-5)
+    expected = merge(plain_graphdef, unrolled)(toy.tokens(tokens)).x
+    np.testing.assert_allclose(merge(graphdef, params)(toy.tokens(tokens)).x, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_tokens_of_equal_order_see_each_other(tokens):
     """A prefix language model: the first five tokens see each other, the others what is before them."""
     model, prefix = build(decoder(stack(block(attention())))), 5
     order = jnp.maximum(jnp.arange(LENGTH) - prefix + 1, 0)[None].repeat(BATCH, 0)
-    hidden = jax.jit(lambda tokens: model(tokens, order=order).x)
+    hidden = jax.jit(lambda tokens: model(toy.tokens(tokens, order=order)).x)
     change = lambda place: hidden(tokens.at[:, place].set((tokens[:, place] + 1) % VOCAB))
     before = hidden(tokens)
     assert np.abs(before[:, 0] - change(prefix - 1)[:, 0]).max() > 1e-4
@@ -138,7 +139,7 @@ def test_tokens_of_equal_order_see_each_other(tokens):
 def test_tokens_outside_the_key_mask_are_seen_by_none(tokens):
     model = build(decoder(stack(block(attention()))))
     key_mask = jnp.ones((BATCH, LENGTH), jnp.int32).at[:, 4].set(0)
-    hidden = jax.jit(lambda tokens: model(tokens, key_mask=key_mask).x)
+    hidden = jax.jit(lambda tokens: model(toy.tokens(tokens, key_mask=key_mask)).x)
     before, after = hidden(tokens), hidden(tokens.at[:, 4].set((tokens[:, 4] + 1) % VOCAB))
     others = np.arange(LENGTH) != 4
     np.testing.assert_array_equal(before[:, others], after[:, others])
@@ -168,17 +169,17 @@ def test_an_encoder_sees_its_segment_and_nothing_else(config, tokens):
     model = build(config)
     segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 3] * BATCH)
     positions = jnp.array([[*range(5), *range(4), 0, 0, 0]] * BATCH)
-    hidden = jax.jit(lambda tokens: model(tokens, segment_ids=segments, positions=positions).x)
+    hidden = jax.jit(lambda tokens: model(toy.tokens(tokens, segment_ids=segments, positions=positions)).x)
     before, after = hidden(tokens), hidden(tokens.at[:, 8].set((tokens[:, 8] + 1) % VOCAB))
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     assert np.abs(before[:, 5] - after[:, 5]).max() > 1e-4
-    alone = model(tokens[:, :5], segment_ids=segments[:, :5])
+    alone = model(toy.tokens(tokens[:, :5], segment_ids=segments[:, :5]))
     np.testing.assert_allclose(before[:, :5], alone.x, rtol=1e-4, atol=1e-5)
 
 
 def test_a_window_of_an_encoder_reaches_half_of_it_to_either_side(tokens):
     model = build(encoder(stack(block(attention(window=4)), num_layers=1)))
-    hidden = jax.jit(lambda tokens: model(tokens).x)
+    hidden = jax.jit(lambda tokens: model(toy.tokens(tokens)).x)
     before, after = hidden(tokens), hidden(tokens.at[:, 6].set((tokens[:, 6] + 1) % VOCAB))
     changed = np.abs(before - after).max(axis=(0, 2)) > 1e-6
     assert np.flatnonzero(changed).tolist() == [4, 5, 6, 7, 8]
@@ -233,7 +234,7 @@ def test_depth_does_not_grow_the_program():
     def size(num_layers):
         config = decoder(stack(block(attention()), num_layers=num_layers))
         graphdef, params = split(build_model(config, jax.random.key(0)))
-        run = lambda params, tokens: merge(graphdef, params)(tokens).x
+        run = lambda params, tokens: merge(graphdef, params)(toy.tokens(tokens)).x
         return len(str(jax.make_jaxpr(run)(params, jnp.zeros((1, 8), jnp.int32))))
 
     assert size(64) < 1.05 * size(4)

@@ -25,6 +25,7 @@ from t5x_like.models.positions import (
 )
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import Decoder, DecoderConfig
+from tests import toy
 
 LENGTH, VOCAB = 12, 29
 
@@ -88,7 +89,7 @@ CONFIGS = {
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_later_token_changes_no_earlier_output(config, tokens):
     model = build(config)
-    hidden = jax.jit(lambda tokens: model(tokens)[0])
+    hidden = jax.jit(lambda tokens: model(toy.tokens(tokens))[0])
     changed = tokens.at[:, 7].set((tokens[:, 7] + 1) % VOCAB)
     before, after = hidden(tokens), hidden(changed)
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
@@ -111,7 +112,7 @@ def test_axes_name_every_dim_of_every_parameter(config):
 
 def test_scanned_layers_compute_what_unrolled_layers_do(tokens):
     scanned, unrolled = build(CONFIGS["llama"]), build(CONFIGS["unrolled"])
-    np.testing.assert_allclose(scanned(tokens)[0], unrolled(tokens)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scanned(toy.tokens(tokens))[0], unrolled(toy.tokens(tokens))[0], rtol=1e-5, atol=1e-6)
     layer = jax.tree.map(lambda a: a[1], split(scanned)[1]["stack"]["scanned"]["0"])
     jax.tree.map(np.testing.assert_array_equal, layer, split(unrolled)[1]["stack"]["unrolled"]["1"])
 
@@ -129,7 +130,7 @@ REMAT = {
 def test_rematerialisation_changes_no_gradient(policy, scan_layers, tokens):
     def gradient(config):
         graphdef, params = split(build(config))
-        loss = lambda params: jnp.sum(jnp.square(merge(graphdef, params)(tokens)[0]))
+        loss = lambda params: jnp.sum(jnp.square(merge(graphdef, params)(toy.tokens(tokens))[0]))
         return jax.jit(jax.grad(loss))(params)
 
     plain = gradient(small(stack={"scan_layers": scan_layers}))
@@ -140,7 +141,7 @@ def test_rematerialisation_changes_no_gradient(policy, scan_layers, tokens):
 def test_remat_full_recomputes_and_none_does_not(tokens):
     def num_dots(remat):
         graphdef, params = split(build(small(stack={"scan_layers": False, "remat": remat})))
-        loss = lambda params: jnp.sum(merge(graphdef, params)(tokens)[0])
+        loss = lambda params: jnp.sum(merge(graphdef, params)(toy.tokens(tokens))[0])
         return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
 
     assert num_dots("none") < num_dots("dots") + 1 <= num_dots("full")
@@ -150,21 +151,21 @@ def test_segments_do_not_see_each_other(tokens):
     model = build(CONFIGS["llama"])
     segment_ids = jnp.array([[1] * 5 + [2] * 4 + [0] * 3] * 2)
     positions = jnp.array([[*range(5), *range(4), 0, 0, 0]] * 2)
-    packed = model(tokens, segment_ids=segment_ids, positions=positions)[0]
-    np.testing.assert_allclose(packed[:, 5:9], model(tokens[:, 5:9])[0], rtol=1e-5, atol=1e-6)
-    changed = model(tokens.at[:, 2].add(1) % VOCAB, segment_ids=segment_ids, positions=positions)[0]
+    packed = model(toy.tokens(tokens, segment_ids=segment_ids, positions=positions))[0]
+    np.testing.assert_allclose(packed[:, 5:9], model(toy.tokens(tokens[:, 5:9]))[0], rtol=1e-5, atol=1e-6)
+    changed = model(toy.tokens(tokens.at[:, 2].add(1) % VOCAB, segment_ids=segment_ids, positions=positions))[0]
     np.testing.assert_array_equal(packed[:, 5:], changed[:, 5:])
 
 
 def test_a_window_hides_what_is_before_it(tokens):
     model = build(CONFIGS["window"])
-    hidden = jax.jit(lambda tokens: model(tokens)[0])
+    hidden = jax.jit(lambda tokens: model(toy.tokens(tokens))[0])
     before, after = hidden(tokens), hidden(tokens.at[:, 2].add(1) % VOCAB)
     seen = 2 + 2 * (3 - 1)  # two layers, each two tokens further
     np.testing.assert_array_equal(before[:, seen + 1 :], after[:, seen + 1 :])
     assert np.abs(before[:, seen] - after[:, seen]).max() > 1e-5
     wide = build(small(attention={"window": LENGTH}))
-    np.testing.assert_array_equal(wide(tokens)[0], build(CONFIGS["llama"])(tokens)[0])
+    np.testing.assert_array_equal(wide(toy.tokens(tokens))[0], build(CONFIGS["llama"])(toy.tokens(tokens))[0])
 
 
 def test_normalised_queries_and_keys_have_no_scale(tokens):
@@ -174,7 +175,7 @@ def test_normalised_queries_and_keys_have_no_scale(tokens):
         kernel, outputs = query["kernel"], []
         for scale in (100, 5000):  # large enough that epsilon is nothing beside it
             query["kernel"] = kernel * scale
-            outputs.append(merge(graphdef, params)(tokens)[0])
+            outputs.append(merge(graphdef, params)(toy.tokens(tokens))[0])
         np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-3)
 
 
@@ -200,7 +201,9 @@ def test_scalings_slow_slow_rotations_by_the_factor_and_fast_ones_less(scaling):
 
 def test_dropout_needs_a_key_and_depends_on_it(tokens):
     model = build(small(attention={"dropout_rate": 0.2}, block={"dropout_rate": 0.2}, dropout_rate=0.2))
-    outputs = [model(tokens, dropout_key=key)[0] for key in (None, None, jax.random.key(0), jax.random.key(1))]
+    outputs = [
+        model(toy.tokens(tokens), dropout_key=key)[0] for key in (None, None, jax.random.key(0), jax.random.key(1))
+    ]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert np.abs(outputs[0] - outputs[2]).max() > 1e-2
     assert np.abs(outputs[2] - outputs[3]).max() > 1e-2
@@ -209,9 +212,9 @@ def test_dropout_needs_a_key_and_depends_on_it(tokens):
 def test_bfloat16_computes_close_to_float32_with_float32_parameters(tokens):
     exact, rounded = build(CONFIGS["llama"]), build(dataclasses.replace(CONFIGS["llama"], dtype="bfloat16"))
     assert {a.dtype for a in jax.tree.leaves(split(rounded)[1])} == {jnp.dtype("float32")}
-    hidden = rounded(tokens)[0]
+    hidden = rounded(toy.tokens(tokens))[0]
     assert hidden.dtype == jnp.bfloat16
-    np.testing.assert_allclose(hidden.astype("float32"), exact(tokens)[0], atol=0.1)
+    np.testing.assert_allclose(hidden.astype("float32"), exact(toy.tokens(tokens))[0], atol=0.1)
 
 
 @pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])

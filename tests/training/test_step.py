@@ -117,7 +117,7 @@ def test_a_step_is_the_plain_update(tmp_path):
 
     def loss(params):
         model = merge(job.spec.graphdef, params)
-        logits = model.head.scores(model(batch["decoder_input_tokens"])[0], model.embedding[...])
+        logits = model.head.scores(model(toy.tokens(batch["decoder_input_tokens"]))[0], model.embedding[...])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["decoder_target_tokens"])
         return jnp.sum(losses * weights) / jnp.sum(weights)
 
