@@ -1,0 +1,89 @@
+"""Permutation language models (XLNet): tokens are predicted in a random order, for a plain decoder."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int64
+
+from t5x_like.configurable import configurable
+from t5x_like.data.layouts import Layout
+from t5x_like.data.objectives.causal import TOKENS
+from t5x_like.data.objectives.objective import (
+    Draws,
+    Features,
+    Index,
+    Keys,
+    Objective,
+    Rows,
+    Transform,
+    order_within,
+    token_features,
+)
+from t5x_like.data.pieces import Ragged, join, select
+from t5x_like.data.tokenizers import Tokenizer
+from t5x_like.errors import UserError
+
+
+@configurable
+class PermutationLM(Objective):
+    """Each of the last tokens of a random order is predicted from its place and the tokens before it in that order.
+
+    Yang et al. 2019, sections 2.2 and 2.3. The two streams are tokens of one row: a piece holds its content and, behind
+    it, a query ([MASK], at the same position) for each token that is predicted. `decoder_order` is 2 * rank + 1 for
+    content and 2 * rank for queries; a token sees those of its own and of lower orders, but none sees a query
+    (`decoder_key_mask` 0). So content sees that of its own and of lower ranks, a query that of lower ranks only.
+
+    Attributes:
+      share_inverse: K of the paper: the last 1/K of the tokens of a piece are predicted, at least one, never all.
+    """
+
+    share_inverse: float = 6.0
+
+    def __post_init__(self):
+        if not self.share_inverse >= 1:
+            raise UserError(f"PermutationLM.share_inverse={self.share_inverse}: must be at least 1.")
+
+    def features(self, length: int, packed: bool) -> Features:
+        names = (*TOKENS, "decoder_positions", "decoder_order", "decoder_key_mask")
+        return token_features(length, *names, *(("decoder_segment_ids",) if packed else ()))
+
+    def costs(self, lengths: Int64[np.ndarray, "pieces"], length: int) -> Int64[np.ndarray, "pieces"]:
+        return lengths + self.num_predicted(lengths)
+
+    def num_predicted(self, lengths: Int64[np.ndarray, "pieces"]) -> Int64[np.ndarray, "pieces"]:
+        return np.clip(np.round(lengths / self.share_inverse).astype(np.int64), 1, lengths - 1)
+
+    def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
+        return _Permuted(self, length, packed, tokenizer.pad_id or 0, tokenizer.mask_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Permuted:
+    config: PermutationLM
+    length: int
+    packed: bool
+    pad: int
+    mask: int
+
+    def __call__(self, layout: Layout, index: Index, keys: Keys) -> Rows:
+        text = layout.read(index)
+        pieces, tokens = text.pieces, text.tokens
+        rank = np.empty_like(pieces.position)
+        rank[order_within(pieces.of, Draws(pieces, keys).by_token(0))] = pieces.position
+        is_predicted = rank >= (pieces.lengths - self.config.num_predicted(pieces.lengths))[pieces.of]
+
+        def streams(content, queries):
+            return join(Ragged(pieces, content), select(Ragged(pieces, queries), is_predicted))
+
+        inputs = streams(tokens, np.full_like(tokens, self.mask))
+        pad = lambda values, padding=0, dtype="int32": inputs.pieces.pad(values, self.length, padding, dtype)
+        is_content = streams(np.ones_like(rank), np.zeros_like(rank)).values
+        rows = {
+            "decoder_input_tokens": pad(inputs.values, self.pad),
+            "decoder_target_tokens": pad(streams(np.full_like(tokens, self.pad), tokens).values, self.pad),
+            "decoder_loss_weights": pad(1 - is_content, 0, "float32"),
+            "decoder_positions": pad(streams(pieces.position, pieces.position).values),
+            "decoder_order": pad(streams(2 * rank + 1, 2 * rank).values),
+            "decoder_key_mask": pad(is_content),
+        }
+        return rows | ({"decoder_segment_ids": inputs.pieces.segment_ids(self.length)} if self.packed else {})
