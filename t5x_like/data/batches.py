@@ -1,7 +1,7 @@
 """Batches by number: pure functions of (seed, step), whichever rows of them a host reads.
 
-A batch's rows of text come from a layout; the objective makes of them what a model reads and predicts. Its randomness is
-keyed by the number of the row since the run began, so that no row meets the same noise in two epochs.
+A batch's rows of text come from a layout; the objective makes of them what a model reads and predicts. Its noise is
+keyed by the number of the row since the run began: in another epoch the same text meets other noise.
 """
 
 import numpy as np

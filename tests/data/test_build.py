@@ -117,9 +117,9 @@ def test_description_of_a_step(tmp_path):
     tokenizer = ByteTokenizerConfig(special_tokens=SpecialTokens(num_sentinels=10))
     source = write(tmp_path, "x" * 9999)
     data = build_data(config(source, objective=SpanCorruption(), tokenizer=tokenizer, sequence_length=64), None)
-    assert data.config.features["decoder_input_tokens"] == ((15,), "int32")
+    assert data.config.features["decoder_input_tokens"] == ((14,), "int32")
     assert data.describe().splitlines()[1] == (
-        "4 x 64 encoder + 4 x 15 decoder = 316 tokens per step, of 279 of text; about 60 predicted "
+        "4 x 64 encoder + 4 x 14 decoder = 312 tokens per step, of 279 of text; about 56 predicted "
         "(SpanCorruption, concatenate)"
     )
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Int32, Int64
 
 from t5x_like.configurable import configurable
 from t5x_like.data.layouts import Layout
@@ -20,7 +20,7 @@ from t5x_like.data.objectives.objective import (
     required_eos,
 )
 from t5x_like.data.objectives.spans import span_counts, span_mask, span_starts
-from t5x_like.data.objectives.words import sentence_ends, text_ids
+from t5x_like.data.objectives.words import Edges, text_ids
 from t5x_like.data.pieces import Ragged, constant, join, select
 from t5x_like.data.randomness import below, uniform
 from t5x_like.data.tokenizers import Tokenizer
@@ -71,7 +71,7 @@ class Denoising(Objective):
             eos=required_eos(tokenizer, "Denoising"),
             mask=tokenizer.mask_id if self.infilling_rate else None,
             text_ids=text_ids(tokenizer),
-            sentence_ends=sentence_ends(tokenizer),
+            edges=Edges(tokenizer),
         )
 
 
@@ -83,7 +83,7 @@ class _Denoised:
     eos: int
     mask: int | None
     text_ids: Int32[np.ndarray, "ids"]
-    sentence_ends: Bool[np.ndarray, "vocabulary"]
+    edges: Edges
 
     def __call__(self, layout: Layout, index: Index, keys: Keys) -> Rows:
         text = layout.read(index)
@@ -110,6 +110,6 @@ class _Denoised:
 
     def _shuffle(self, text: Ragged, draws: Draws) -> Int32[np.ndarray, "tokens"]:
         pieces = text.pieces
-        ends = Ragged(pieces, self.sentence_ends[text.values])
+        ends = Ragged(pieces, self.edges.end_sentences(text.values))
         first = np.maximum.accumulate(np.where(ends.shifted(True), np.arange(len(text.values)), 0))
         return text.values[order_within(pieces.of, draws.by_token(0)[first])]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32, Int64, UInt64
 from t5x_like.configurable import configurable
 from t5x_like.data.layouts import DocumentRows, Layout, Text
 from t5x_like.data.objectives.objective import Draws, Features, Index, Keys, Objective, Rows, Transform, token_features
-from t5x_like.data.objectives.words import WordEdges, sentence_ends, text_ids
+from t5x_like.data.objectives.words import Edges, text_ids
 from t5x_like.data.pieces import Ragged, constant, join
 from t5x_like.data.randomness import below, uniform
 from t5x_like.data.tokenizers import Tokenizer
@@ -84,14 +84,13 @@ class MaskedLM(Objective):
             sep=tokenizer.sep_id,
             maskable=maskable,
             text_ids=text_ids(tokenizer),
-            words=WordEdges(tokenizer),
-            sentence_ends=sentence_ends(tokenizer),
+            edges=Edges(tokenizer),
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Masked:
-    """The transform; `maskable` and `sentence_ends` are tables by token."""
+    """The transform; `maskable` is a table by token."""
 
     config: MaskedLM
     length: int
@@ -101,8 +100,7 @@ class _Masked:
     sep: int
     maskable: Bool[np.ndarray, "vocabulary"]
     text_ids: Int32[np.ndarray, "ids"]
-    words: WordEdges
-    sentence_ends: Bool[np.ndarray, "vocabulary"]
+    edges: Edges
 
     def __call__(self, layout: Layout, index: Index, keys: Keys) -> Rows:
         text = layout.read(index)
@@ -127,7 +125,7 @@ class _Masked:
         maskable, bits = self.maskable[tokens], draws.by_token(0)
         if self.config.whole_words:
             # The bits of its first token decide on a word.
-            begins = self.words.begins(tokens, (pieces.position == 0) | ~maskable)
+            begins = self.edges.begin_words(tokens, (pieces.position == 0) | ~maskable)
             bits = bits[np.maximum.accumulate(np.where(begins, np.arange(len(tokens)), 0))]
         is_chosen = maskable & (uniform(bits) < self.config.mask_rate)
         chosen = np.flatnonzero(is_chosen)
@@ -174,7 +172,7 @@ class _Masked:
         """Where to cut each piece in two: behind a random sentence, or in the middle where it has but one."""
         pieces = text.pieces
         cut = pieces.lengths // 2
-        is_end = self.sentence_ends[text.tokens] & (pieces.position < (pieces.lengths - 1)[pieces.of])
+        is_end = self.edges.end_sentences(text.tokens) & (pieces.position < (pieces.lengths - 1)[pieces.of])
         bits = np.where(is_end, bits, np.uint64(0))
         largest = np.maximum.reduceat(bits, pieces.begins)
         chosen = np.flatnonzero(is_end & (bits == largest[pieces.of]))

@@ -3,7 +3,6 @@
 import abc
 import bisect
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt64
@@ -38,8 +37,8 @@ class Objective(abc.ABC):
       needs_other_documents: a row takes text of other documents too, so that there must be two or more.
     """
 
-    needs_documents: ClassVar[bool] = False
-    needs_other_documents: ClassVar[bool] = False
+    needs_documents = False
+    needs_other_documents = False
 
     @abc.abstractmethod
     def features(self, length: int, packed: bool) -> Features:

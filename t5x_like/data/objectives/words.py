@@ -1,4 +1,4 @@
-"""Where words and sentences begin and end, told from tokens alone."""
+"""Where words begin and sentences end, told from tokens alone."""
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -6,34 +6,36 @@ from jaxtyping import Bool, Int32
 from t5x_like.data.tokenizers import Tokenizer
 
 
-class WordEdges:
-    """Which tokens begin a word.
+class Edges:
+    """Edges of words and sentences in flat arrays of tokens.
 
     A word is a run of letters, digits and underscores with the spaces before it, as far as tokens tell: a token goes on
     with a word if its first character is such a one, and the last of the token before it too. Bytes of characters
-    beyond ASCII are letters.
+    beyond ASCII are letters. A sentence ends behind a mark (. ! ?) that white space follows, a line, or a document.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         texts = tokenizer.token_bytes()
-        self._goes_on = np.array([_is_letter(text[:1]) for text in texts])
-        self._goes_over = np.array([_is_letter(text[-1:]) for text in texts])
+        self._starts_with_letter = np.array([_is_letter(text[:1]) for text in texts])
+        self._ends_with_letter = np.array([_is_letter(text[-1:]) for text in texts])
+        # Without text: the end of a document, or another that is no part of a sentence.
+        self._starts_with_space = np.array([not text or text[:1].isspace() for text in texts])
+        self._ends_with_mark = np.array([text.rstrip(b"\"')").endswith((b".", b"!", b"?")) for text in texts])
+        self._ends_sentence = np.array([text.rstrip(b" \t").endswith(b"\n") for text in texts])
+        if tokenizer.eos_id is not None:
+            self._ends_sentence[tokenizer.eos_id] = True
 
-    def begins(
+    def begin_words(
         self, tokens: Int32[np.ndarray, "tokens"], is_first: Bool[np.ndarray, "tokens"]
     ) -> Bool[np.ndarray, "tokens"]:
         """True for tokens that begin a word; those for which `is_first` is true do anyway."""
-        goes_over = np.concatenate([[False], self._goes_over[tokens[:-1]]])
-        return is_first | ~(self._goes_on[tokens] & goes_over)
+        goes_over = np.concatenate([[False], self._ends_with_letter[tokens[:-1]]])
+        return is_first | ~(self._starts_with_letter[tokens] & goes_over[: len(tokens)])
 
-
-def sentence_ends(tokenizer: Tokenizer) -> Bool[np.ndarray, "vocabulary"]:
-    """True for tokens that end a sentence: a mark (. ! ?) or the end of a line, or the end of a document."""
-    texts = tokenizer.token_bytes()
-    ends = np.array([b"\n" in text or text.rstrip(b" \"')")[-1:] in (b".", b"!", b"?") for text in texts])
-    if tokenizer.eos_id is not None:
-        ends[tokenizer.eos_id] = True
-    return ends
+    def end_sentences(self, tokens: Int32[np.ndarray, "tokens"]) -> Bool[np.ndarray, "tokens"]:
+        """True for tokens that end a sentence."""
+        space_follows = np.append(self._starts_with_space[tokens[1:]], True)[: len(tokens)]
+        return self._ends_sentence[tokens] | (self._ends_with_mark[tokens] & space_follows)
 
 
 def _is_letter(character: bytes) -> bool:

@@ -5,12 +5,13 @@ from hypothesis import strategies as st
 
 from t5x_like.data.corpus import Tokens
 from t5x_like.data.objectives.masked import MaskedLM
-from t5x_like.data.objectives.words import WordEdges
+from t5x_like.data.objectives.words import Edges
 from t5x_like.data.tokenizers import ByteTokenizerConfig
 from t5x_like.errors import UserError
 from tests.data.objectives import toy
 
 MASK, CLS, SEP = toy.TOKENIZER.mask_id, toy.TOKENIZER.cls_id, toy.TOKENIZER.sep_id
+STOP, SPACE = toy.TOKENIZER.encode(". ").tolist()
 LENGTHS = st.lists(st.integers(1, 60), min_size=2, max_size=20)
 
 
@@ -64,9 +65,9 @@ def test_whole_words_are_chosen_together():
     stream = np.append(toy.EOS, toy.TOKENIZER.encode(words))
     tokens = Tokens(stream, np.array([1]), np.array([len(stream)]), 0)
     _, rows = toy.rows_in_order(MaskedLM(whole_words=True), tokens, length=100)
-    edges, chosen = WordEdges(toy.TOKENIZER), []
+    edges, chosen = Edges(toy.TOKENIZER), []
     for targets, weights in zip(rows["encoder_target_tokens"][:-1], rows["encoder_loss_weights"], strict=False):
-        begins = edges.begins(targets, np.arange(len(targets)) == 0)
+        begins = edges.begin_words(targets, np.arange(len(targets)) == 0)
         chosen += np.split(weights, np.flatnonzero(begins)[1:])
     assert all(word.min() == word.max() for word in chosen)
     long = [word[0] for word in chosen if len(word) > 4]
@@ -75,10 +76,18 @@ def test_whole_words_are_chosen_together():
 
 
 def documents(number, length):
-    """Documents of distinct tokens: token t of document d is 3 + d, sentences end with a full stop."""
+    """Document d has letters 100 + d alone, and at every fifth place a full stop with a space behind it."""
     lengths = np.full(number, length)
     ends = np.cumsum(lengths) + 1
-    stream = np.concatenate([[toy.EOS], *(np.where(np.arange(length) % 5 == 4, 49, 100 + d) for d in range(number))])
+    stream = np.concatenate(
+        [
+            [toy.EOS],
+            *(
+                np.where(np.arange(length) % 5 == 4, SPACE, np.where(np.arange(length) % 5 == 3, STOP, 100 + d))
+                for d in range(number)
+            ),
+        ]
+    )
     return Tokens(stream, ends - lengths, ends, 0)
 
 
@@ -100,15 +109,15 @@ def test_next_sentences():
     originals = list(toy.pieces_of(text).values())
     for (label, first, second), original in zip(halves(rows), originals, strict=True):
         assert original[: len(first)] == first.tolist()
-        assert first[-1] == 49
-        [document] = set(first) - {49}
-        [other] = set(second) - {49}
+        assert first[-1] == STOP
+        [document] = set(first) - {STOP, SPACE}
+        [other] = set(second) - {STOP, SPACE}
         assert (document != other) == label
         if not label:
             assert [*first, *second] == original
         assert len(second) <= len(original) - len(first)
     assert near(rows["pair_labels"].sum(), len(originals), 0.5)
-    partners = [set(second) - {49} for label, _, second in halves(rows) if label]
+    partners = [set(second) - {STOP, SPACE} for label, _, second in halves(rows) if label]
     assert len(set.union(*partners)) > 30
 
 
