@@ -45,7 +45,7 @@ class Text:
 
     @cached_property
     def _source(self) -> Int64[np.ndarray, "tokens"]:
-        return self.starts[self.pieces.of] + self.pieces.position
+        return np.repeat(self.starts - self.pieces.begins, self.pieces.lengths) + np.arange(len(self.pieces.of))
 
 
 class Layout(Protocol):

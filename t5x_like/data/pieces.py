@@ -43,7 +43,7 @@ class Pieces:
     @cached_property
     def position(self) -> Int64[np.ndarray, "values"]:
         """The place of each value in its piece, from 0."""
-        return np.arange(len(self.of)) - self.begins[self.of]
+        return np.arange(len(self.of)) - np.repeat(self.begins, self.lengths)
 
     def pad(
         self, values: Shaped[np.ndarray, "values"], length: int, padding: int = 0, dtype: str = "int32"
@@ -55,7 +55,7 @@ class Pieces:
 
     def segment_ids(self, length: int) -> Shaped[np.ndarray, "rows length"]:
         """1 for the first piece of a row, 2 for the second, ...; 0 where there is none."""
-        return self.pad(self.number[self.of] + 1, length)
+        return self.pad(np.repeat(self.number + 1, self.lengths), length)
 
     def positions(self, length: int) -> Shaped[np.ndarray, "rows length"]:
         """0, 1, 2, ... in each piece; 0 where there is none."""
@@ -67,7 +67,8 @@ class Pieces:
             columns = self.begins - self.begins[np.searchsorted(self.rows, self.rows)]
             room = int((columns + self.lengths).max(initial=0))
             assert room <= length, f"{room} values in a row of {length}"
-            self._cells_by_length[length] = self.position + (columns + self.rows * length)[self.of]
+            shifts = columns + self.rows * length - self.begins
+            self._cells_by_length[length] = np.arange(len(self.of)) + np.repeat(shifts, self.lengths)
         return self._cells_by_length[length]
 
     @cached_property
@@ -92,12 +93,12 @@ class Ragged:
 
 def join(first: Ragged, second: Ragged) -> Ragged:
     """Each piece of `first` and, behind it, that of `second`."""
-    pieces = first.pieces.resized(first.pieces.lengths + second.pieces.lengths)
-    values = np.empty(len(first.values) + len(second.values), first.values.dtype)
-    values[np.arange(len(first.values)) + second.pieces.begins[first.pieces.of]] = first.values
-    ends = first.pieces.begins + first.pieces.lengths
-    values[np.arange(len(second.values)) + ends[second.pieces.of]] = second.values
-    return Ragged(pieces, values)
+    lengths = np.stack([first.pieces.lengths, second.pieces.lengths], axis=1).reshape(-1)
+    is_first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
+    values = np.empty(len(is_first), first.values.dtype)
+    values[is_first] = first.values
+    values[~is_first] = second.values
+    return Ragged(first.pieces.resized(first.pieces.lengths + second.pieces.lengths), values)
 
 
 def constant(pieces: Pieces, values: Shaped[np.ndarray, "pieces"] | int) -> Ragged:
@@ -114,4 +115,4 @@ def select(ragged: Ragged, chosen: Shaped[np.ndarray, "values"]) -> Ragged:
 def ragged_arange(counts: Int64[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "total"], Int64[np.ndarray, "total"]]:
     """For n groups of these sizes laid out in a line: the group of each member, and its place within the group."""
     group = np.repeat(np.arange(len(counts)), counts)
-    return group, np.arange(len(group)) - (np.cumsum(counts) - counts)[group]
+    return group, np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)

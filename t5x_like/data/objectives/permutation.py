@@ -72,18 +72,17 @@ class _Permuted:
         rank[order_within(pieces.of, Draws(pieces, keys).by_token(0))] = pieces.position
         is_predicted = rank >= (pieces.lengths - self.config.num_predicted(pieces.lengths))[pieces.of]
 
-        def streams(content, queries):
-            return join(Ragged(pieces, content), select(Ragged(pieces, queries), is_predicted))
-
-        inputs = streams(tokens, np.full_like(tokens, self.mask))
-        pad = lambda values, padding=0, dtype="int32": inputs.pieces.pad(values, self.length, padding, dtype)
-        is_content = streams(np.ones_like(rank), np.zeros_like(rank)).values
+        every = Ragged(pieces, np.arange(len(tokens)))
+        streams = join(every, select(every, is_predicted))
+        token = streams.values
+        is_content = streams.pieces.position < pieces.lengths[streams.pieces.of]
+        pad = lambda values, padding=0, dtype="int32": streams.pieces.pad(values, self.length, padding, dtype)
         rows = {
-            "decoder_input_tokens": pad(inputs.values, self.pad),
-            "decoder_target_tokens": pad(streams(np.full_like(tokens, self.pad), tokens).values, self.pad),
-            "decoder_loss_weights": pad(1 - is_content, 0, "float32"),
-            "decoder_positions": pad(streams(pieces.position, pieces.position).values),
-            "decoder_order": pad(streams(2 * rank + 1, 2 * rank).values),
+            "decoder_input_tokens": pad(np.where(is_content, tokens[token], self.mask), self.pad),
+            "decoder_target_tokens": pad(np.where(is_content, self.pad, tokens[token]), self.pad),
+            "decoder_loss_weights": pad(~is_content, 0, "float32"),
+            "decoder_positions": pad(pieces.position[token]),
+            "decoder_order": pad(2 * rank[token] + is_content),
             "decoder_key_mask": pad(is_content),
         }
-        return rows | ({"decoder_segment_ids": inputs.pieces.segment_ids(self.length)} if self.packed else {})
+        return rows | ({"decoder_segment_ids": streams.pieces.segment_ids(self.length)} if self.packed else {})

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int32, Int64, UInt64
 
 from t5x_like.data.layouts import Text
 from t5x_like.data.objectives.objective import order_within
-from t5x_like.data.pieces import Pieces, Ragged, constant, join, select
+from t5x_like.data.pieces import Pieces, Ragged, constant, join, ragged_arange, select
 
 
 class SpanCounts(NamedTuple):
@@ -37,22 +37,20 @@ def span_mask(pieces: Pieces, counts: SpanCounts, bits: UInt64[np.ndarray, "toke
     The text of a piece, and its noise, is cut into `spans` segments at places chosen among all, then they interleave.
     """
     # Of n tokens take the first as those of text, the others as those of noise: two groups of items to cut.
-    is_noise = pieces.position >= (pieces.lengths - counts.tokens)[pieces.of]
-    group = 2 * pieces.of + is_noise
     sizes = np.stack([pieces.lengths - counts.tokens, counts.tokens], axis=1).reshape(-1)
-    begins = (np.cumsum(sizes) - sizes)[group]
-    items = np.arange(len(group))
+    group, place = ragged_arange(sizes)
     # A segment starts at the first item of a group, and at the others that the smallest bits fall on.
-    bits = np.where(items == begins, np.uint64(0), bits)
-    rank = np.empty_like(items)
-    rank[order_within(group, bits)] = items - begins
-    starts = rank < counts.spans[pieces.of]
-    starts_before = np.cumsum(starts)
-    segment = starts_before - starts_before[begins]
-    # Interleaved, segments of text have even numbers and those of noise odd ones.
+    rank = np.empty_like(place)
+    rank[order_within(group, np.where(place == 0, np.uint64(0), bits))] = place
     num_pairs = np.maximum(counts.spans, 1)
-    number = 2 * ((np.cumsum(num_pairs) - num_pairs)[pieces.of] + segment) + is_noise
-    lengths = np.bincount(number, minlength=2 * num_pairs.sum())
+    starts = np.flatnonzero(rank < np.repeat(np.repeat(num_pairs, 2), sizes))
+    # Segments of text take the even slots, those of noise the odd ones between them.
+    group = group[starts]
+    _, number = ragged_arange(np.bincount(group, minlength=len(sizes)))
+    lengths = np.zeros(2 * num_pairs.sum(), np.int64)
+    lengths[2 * ((np.cumsum(num_pairs) - num_pairs)[group // 2] + number) + group % 2] = np.diff(
+        starts, append=len(rank)
+    )
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
 
 
@@ -69,19 +67,20 @@ def corrupt(
     Sentinels are taken in order in each piece; both sequences end with eos (Raffel et al. 2020, figure 2).
     """
     pieces, tokens = text.pieces, text.tokens
-    starts = span_starts(pieces, mask)
-    so_far = np.cumsum(starts)
-    before = np.concatenate([[0], so_far])[pieces.begins]
-    sentinel = sentinels[np.maximum(so_far - before[pieces.of], 1) - 1]
-    inputs = select(Ragged(pieces, np.where(starts, sentinel, tokens)), ~mask | starts)
+    is_start = span_starts(pieces, mask)
+    starts = np.flatnonzero(is_start)
+    _, number = ragged_arange(np.bincount(pieces.of[starts], minlength=len(pieces.lengths)))
+    inputs = tokens.copy()
+    inputs[starts] = sentinels[number]
 
     noise = np.flatnonzero(mask)
-    first = starts[noise]
-    place = np.arange(len(noise)) + np.cumsum(first)
-    spelled = np.empty(len(noise) + np.count_nonzero(first), np.int32)
+    is_first = is_start[noise]
+    place = np.arange(len(noise)) + np.cumsum(is_first)
+    spelled = np.empty(len(noise) + len(starts), np.int32)
     spelled[place] = tokens[noise]
-    spelled[place[first] - 1] = sentinel[noise[first]]
-    lengths = np.bincount(pieces.of[noise], weights=1 + first, minlength=len(pieces.lengths)).astype(np.int64)
-    targets = Ragged(pieces.resized(lengths), spelled)
+    spelled[place[is_first] - 1] = sentinels[number]
+    lengths = np.bincount(pieces.of[noise], weights=1 + is_first, minlength=len(pieces.lengths)).astype(np.int64)
+
     end = constant(pieces, eos)
-    return join(inputs, end), join(targets, end)
+    kept = select(Ragged(pieces, inputs), ~mask | is_start)
+    return join(kept, end), join(Ragged(pieces.resized(lengths), spelled), end)
