@@ -26,12 +26,16 @@ class Text:
     Attributes:
       stream: all tokens of the split.
       starts: where each piece begins in the stream; a token stands before it.
-      pieces: their rows and lengths, none of which is 0.
+      pieces: their rows and lengths; a layout gives no piece without tokens.
     """
 
     stream: UInt[np.ndarray, "stream"]
     starts: Int64[np.ndarray, "pieces"]
     pieces: Pieces
+
+    def part(self, starts: Int64[np.ndarray, "pieces"], lengths: Int64[np.ndarray, "pieces"]) -> "Text":
+        """Other pieces of the stream in the same rows."""
+        return Text(self.stream, starts, self.pieces.resized(lengths))
 
     @cached_property
     def tokens(self) -> Int32[np.ndarray, "tokens"]:

@@ -108,7 +108,8 @@ class _Masked:
         if self.config.pairs == "none":
             return self._hide(join(join(begin, Ragged(text.pieces, text.tokens)), end), keys)
         first, second, labels = self._pairs(text, layout, index, keys)
-        first, second = join(join(begin, first), end), join(second, end)
+        first = join(join(begin, Ragged(first.pieces, first.tokens)), end)
+        second = join(Ragged(second.pieces, second.tokens), end)
         whole = join(first, second)
         is_second = whole.pieces.position >= first.pieces.lengths[whole.pieces.of]
         both = (first.pieces.lengths > 2) & (second.pieces.lengths > 1)
@@ -146,27 +147,21 @@ class _Masked:
 
     def _pairs(
         self, text: Text, layout: DocumentRows, index: Index, keys: Keys
-    ) -> tuple[Ragged, Ragged, Bool[np.ndarray, "pieces"]]:
+    ) -> tuple[Text, Text, Bool[np.ndarray, "pieces"]]:
         """The first and the second text of each piece, and whether they are no pair (or in the wrong order)."""
         draws = Draws(text.pieces, keys)
         label = draws.by_piece(3) % np.uint64(2) == 1
-        cut = self._cuts(text, draws.by_token(5))
-        starts, lengths = (text.starts, text.starts + cut), (cut, text.pieces.lengths - cut)
+        cut = self._cuts(text, draws.by_token(4))
+        first = text.part(text.starts, cut)
+        second = text.part(text.starts + cut, text.pieces.lengths - cut)
         if self.config.pairs == "order":
-            others = starts[::-1], lengths[::-1]
-        else:
-            rows = text.pieces.rows
-            other = layout.read(layout.elsewhere(index[rows], draws.by_piece(4)))
-            # As long as the text that it stands for, if there is so much, so that lengths tell nothing.
-            skipped = self._cuts(other, Draws(other.pieces, keys[rows]).by_token(6))
-            length = np.minimum(other.pieces.lengths - skipped, lengths[1])
-            others = (starts[0], other.starts + skipped), (lengths[0], length)
-        parts = []
-        for place in range(2):
-            pieces = text.pieces.resized(np.where(label, others[1][place], lengths[place]))
-            part = Text(text.stream, np.where(label, others[0][place], starts[place]), pieces)
-            parts.append(Ragged(pieces, part.tokens))
-        return *parts, label
+            return _either(label, second, first), _either(label, first, second), label
+        rows = text.pieces.rows
+        other = layout.read(layout.elsewhere(index[rows], draws.by_piece(5)))
+        skipped = self._cuts(other, Draws(other.pieces, keys[rows]).by_token(6))
+        # No longer than the text that it stands for, so that lengths tell little.
+        length = np.minimum(other.pieces.lengths - skipped, second.pieces.lengths)
+        return first, _either(label, text.part(other.starts + skipped, length), second), label
 
     def _cuts(self, text: Text, bits: UInt64[np.ndarray, "tokens"]) -> Int64[np.ndarray, "pieces"]:
         """Where to cut each piece in two: behind a random sentence, or in the middle where it has but one."""
@@ -178,3 +173,8 @@ class _Masked:
         chosen = np.flatnonzero(is_end & (bits == largest[pieces.of]))
         cut[pieces.of[chosen]] = pieces.position[chosen] + 1
         return cut
+
+
+def _either(condition: Bool[np.ndarray, "pieces"], yes: Text, no: Text) -> Text:
+    lengths = np.where(condition, yes.pieces.lengths, no.pieces.lengths)
+    return yes.part(np.where(condition, yes.starts, no.starts), lengths)

@@ -47,10 +47,9 @@ def span_mask(pieces: Pieces, counts: SpanCounts, bits: UInt64[np.ndarray, "toke
     # Segments of text take the even slots, those of noise the odd ones between them.
     group = group[starts]
     _, number = ragged_arange(np.bincount(group, minlength=len(sizes)))
+    slot = 2 * ((np.cumsum(num_pairs) - num_pairs)[group // 2] + number) + group % 2
     lengths = np.zeros(2 * num_pairs.sum(), np.int64)
-    lengths[2 * ((np.cumsum(num_pairs) - num_pairs)[group // 2] + number) + group % 2] = np.diff(
-        starts, append=len(rank)
-    )
+    lengths[slot] = np.diff(starts, append=len(rank))
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
 
 
