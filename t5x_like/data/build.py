@@ -130,8 +130,8 @@ class Data:
         text = self.train.layout.tokens_per_row * config.batch_size
         predicted = sum(np.count_nonzero(values) for name, values in batch.items() if name.endswith("_loss_weights"))
         return (
-            f"{' + '.join(shapes)} = {config.batch_size * sum(lengths.values()):,} tokens per step, of "
-            f"{text:,.0f} of text; about {predicted:,} predicted ({type(config.objective).__name__}, {config.layout})"
+            f"{' + '.join(shapes)} = {config.batch_size * sum(lengths.values()):,} tokens per step: "
+            f"{text:,.0f} of text, about {predicted:,} predicted ({type(config.objective).__name__}, {config.layout})"
         )
 
 

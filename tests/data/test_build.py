@@ -119,7 +119,7 @@ def test_description_of_a_step(tmp_path):
     data = build_data(config(source, objective=SpanCorruption(), tokenizer=tokenizer, sequence_length=64), None)
     assert data.config.features["decoder_input_tokens"] == ((14,), "int32")
     assert data.describe().splitlines()[1] == (
-        "4 x 64 encoder + 4 x 14 decoder = 312 tokens per step, of 279 of text; about 56 predicted "
+        "4 x 64 encoder + 4 x 14 decoder = 312 tokens per step: 279 of text, about 56 predicted "
         "(SpanCorruption, concatenate)"
     )
 
