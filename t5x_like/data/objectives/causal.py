@@ -106,5 +106,6 @@ def prefix_rows(
     order = pieces.position - prefix[pieces.of] + 1
     return decoder_rows(pieces, inputs, targets, length, packed, pad) | {
         "decoder_loss_weights": pieces.pad(order >= 0, length, 0, "float32"),
-        "decoder_order": pieces.pad(np.maximum(order, 0), length),
+        # Padding comes last: no token sees it.
+        "decoder_order": pieces.pad(np.maximum(order, 0), length, padding=length),
     }

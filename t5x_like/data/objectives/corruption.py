@@ -2,11 +2,12 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt64
+from jaxtyping import Bool, Float64, Int32, Int64
 
 from t5x_like.configurable import configurable
 from t5x_like.data.layouts import Layout, Text
@@ -24,7 +25,7 @@ from t5x_like.data.objectives.objective import (
 )
 from t5x_like.data.objectives.spans import SpanCounts, corrupt, span_counts, span_mask
 from t5x_like.data.pieces import Ragged, constant, join
-from t5x_like.data.randomness import below, uniform
+from t5x_like.data.randomness import uniform
 from t5x_like.data.tokenizers import SPECIAL_TOKENS_FIELD, Tokenizer
 from t5x_like.errors import UserError
 
@@ -51,36 +52,29 @@ class Denoiser:
         if not self.rate > 0:
             raise UserError(f"Denoiser.rate={self.rate}: must be positive.")
 
-    def counts(self, lengths: Int64[np.ndarray, "pieces"], bits: UInt64[np.ndarray, "pieces"]) -> SpanCounts:
-        """The noise of pieces of these lengths."""
-        least, most = self._extremes(lengths)
-        return SpanCounts(least.tokens + below(bits, most.tokens - least.tokens + 1), most.spans)
+    @property
+    def spread(self) -> float:
+        """How far, relative to its mean, the share of noise goes up and down."""
+        return 0.5 if self.mean_noise_span_length is None else 0.0
+
+    def counts(self, lengths: Int64[np.ndarray, "pieces"], scale: float = 1.0) -> SpanCounts:
+        """The noise of pieces of these lengths, its density multiplied by `scale`."""
+        # A single span of noise comes behind all text: see `span_mask`.
+        return span_counts(lengths, scale * self.noise_density, self.mean_noise_span_length or math.inf)
 
     def input_lengths(self, lengths: Int64[np.ndarray, "pieces"]) -> Int64[np.ndarray, "pieces"]:
         """The most tokens that the inputs of pieces of these lengths have, mode and eos included."""
-        least, _ = self._extremes(lengths)
+        least = self.counts(lengths, 1 - self.spread)
         return lengths - least.tokens + least.spans + 1 + (self.mode is not None)
 
     def target_lengths(self, lengths: Int64[np.ndarray, "pieces"]) -> Int64[np.ndarray, "pieces"]:
         """The most tokens that the targets have, eos included."""
-        _, most = self._extremes(lengths)
+        most = self.counts(lengths, 1 + self.spread)
         return most.tokens + most.spans + 1
 
     def total_lengths(self, lengths: Int64[np.ndarray, "pieces"]) -> Int64[np.ndarray, "pieces"]:
         """The tokens of inputs and targets together."""
-        _, most = self._extremes(lengths)
-        return self.target_lengths(lengths) + lengths - most.tokens + most.spans + 1 + (self.mode is not None)
-
-    def _extremes(self, lengths: Int64[np.ndarray, "pieces"]) -> tuple[SpanCounts, SpanCounts]:
-        """The least and the most noise."""
-        if self.mean_noise_span_length is not None:
-            counts = span_counts(lengths, self.noise_density, self.mean_noise_span_length)
-            return counts, counts
-        most = np.clip(np.round(1.5 * self.noise_density * lengths).astype(np.int64), 1, lengths - 1)
-        least = np.clip(np.round(0.5 * self.noise_density * lengths).astype(np.int64), 1, most)
-        # One span of noise comes behind all text: see `span_mask`.
-        one = np.minimum(most, 1)
-        return SpanCounts(least, one), SpanCounts(most, one)
+        return lengths + 2 * self.counts(lengths).spans + 2 + (self.mode is not None)
 
 
 def check_noise(name: str, noise_density: float, mean_noise_span_length: float | None):
@@ -130,17 +124,20 @@ class Corruption(Objective):
 
     def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
         name, text_length = type(self).__name__, np.array([self.text_length(length)])
-        no_bits = np.zeros(1, np.uint64)
-        num_spans = max(int(denoiser.counts(text_length, no_bits).spans[0]) for denoiser in self.mixture())
+        num_spans = max(int(denoiser.counts(text_length).spans[0]) for denoiser in self.mixture())
         if num_spans > tokenizer.num_sentinels:
             raise UserError(
                 f"{name} marks up to {num_spans} spans with DataConfig.sequence_length={length}, but the tokenizer has "
                 f"{tokenizer.num_sentinels} sentinels: set SpecialTokens.num_sentinels={max(num_spans, 100)} "
                 f"({SPECIAL_TOKENS_FIELD}), or make the spans longer."
             )
+        modes = [denoiser.mode for denoiser in self.mixture() if denoiser.mode is not None]
         return _Corrupted(
-            mixture=tuple(self.mixture()),
-            modes=[tokenizer.special_id(denoiser.mode) for denoiser in self.mixture() if denoiser.mode is not None],
+            rates=np.array([denoiser.rate for denoiser in self.mixture()]),
+            densities=np.array([denoiser.noise_density for denoiser in self.mixture()]),
+            span_lengths=np.array([denoiser.mean_noise_span_length or math.inf for denoiser in self.mixture()]),
+            spreads=np.array([denoiser.spread for denoiser in self.mixture()]),
+            modes=np.array([tokenizer.special_id(mode) for mode in modes], np.int32),
             sentinels=np.array([tokenizer.sentinel(number) for number in range(num_spans)], np.int32),
             eos=required_eos(tokenizer, name),
             pad=tokenizer.pad_id or 0,
@@ -221,8 +218,11 @@ class UL2(Corruption):
 class _Corrupted:
     """The transform; `modes` is empty without mode tokens, `target_length` None for a decoder alone."""
 
-    mixture: tuple[Denoiser, ...]
-    modes: Sequence[int]
+    rates: Float64[np.ndarray, "denoisers"]
+    densities: Float64[np.ndarray, "denoisers"]
+    span_lengths: Float64[np.ndarray, "denoisers"]
+    spreads: Float64[np.ndarray, "denoisers"]
+    modes: Int32[np.ndarray, "denoisers"]
     sentinels: Int32[np.ndarray, "sentinels"]
     eos: int
     pad: int
@@ -236,7 +236,7 @@ class _Corrupted:
         chosen = self._choose(draws)
         inputs, targets = corrupt(text, self._mask(text, chosen, draws), self.sentinels, self.eos)
         if len(self.modes):
-            inputs = join(constant(text.pieces, np.array(self.modes)[chosen]), inputs)
+            inputs = join(constant(text.pieces, self.modes[chosen]), inputs)
         if self.target_length is not None:
             return encoder_decoder_rows(inputs, targets, self.length, self.target_length, self.pad)
         whole = join(inputs, targets)
@@ -255,16 +255,13 @@ class _Corrupted:
 
     def _choose(self, draws: Draws) -> Int64[np.ndarray, "pieces"]:
         """The denoiser of each piece."""
-        shares = np.cumsum([denoiser.rate for denoiser in self.mixture])
+        shares = np.cumsum(self.rates)
         return np.searchsorted(shares[:-1] / shares[-1], uniform(draws.by_piece(0)), side="right")
 
     def _mask(self, text: Text, chosen: Int64[np.ndarray, "pieces"], draws: Draws) -> Bool[np.ndarray, "tokens"]:
-        pieces = text.pieces
-        num_tokens, num_spans = np.zeros((2, len(chosen)), np.int64)
-        for number, denoiser in enumerate(self.mixture):
-            here = chosen == number
-            num_tokens[here], num_spans[here] = denoiser.counts(pieces.lengths[here], draws.by_piece(1)[here])
-        return span_mask(pieces, SpanCounts(num_tokens, num_spans), draws.by_token(2))
+        scale = 1 + self.spreads[chosen] * (2 * uniform(draws.by_piece(1)) - 1)
+        counts = span_counts(text.pieces.lengths, scale * self.densities[chosen], self.span_lengths[chosen])
+        return span_mask(text.pieces, counts, draws.by_token(2))
 
 
 def encoder_decoder_features(length: int, target_length: int) -> Features:

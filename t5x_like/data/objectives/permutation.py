@@ -26,7 +26,7 @@ from t5x_like.errors import UserError
 
 @configurable
 class PermutationLM(Objective):
-    """Each of the last tokens of a random order is predicted from its place and the tokens before it in that order.
+    """The last tokens of a random order are predicted, each from its place and the tokens before it in that order.
 
     Yang et al. 2019, sections 2.2 and 2.3. The two streams are tokens of one row: a piece holds its content and, behind
     it, a query ([MASK], at the same position) for each token that is predicted. `decoder_order` is 2 * rank + 1 for
@@ -34,14 +34,15 @@ class PermutationLM(Objective):
     (`decoder_key_mask` 0). So content sees that of its own and of lower ranks, a query that of lower ranks only.
 
     Attributes:
-      share_inverse: K of the paper: the last 1/K of the tokens of a piece are predicted, at least one, never all.
+      prediction_rate: share of the tokens of a piece that are predicted, 1/K of the paper: the last of the order, at
+        least one and never all.
     """
 
-    share_inverse: float = 6.0
+    prediction_rate: float = 1 / 6
 
     def __post_init__(self):
-        if not self.share_inverse >= 1:
-            raise UserError(f"PermutationLM.share_inverse={self.share_inverse}: must be at least 1.")
+        if not 0 < self.prediction_rate <= 1:
+            raise UserError(f"PermutationLM.prediction_rate={self.prediction_rate}: must be more than 0, at most 1.")
 
     def features(self, length: int, packed: bool) -> Features:
         names = (*TOKENS, "decoder_positions", "decoder_order", "decoder_key_mask")
@@ -51,7 +52,7 @@ class PermutationLM(Objective):
         return lengths + self.num_predicted(lengths)
 
     def num_predicted(self, lengths: Int64[np.ndarray, "pieces"]) -> Int64[np.ndarray, "pieces"]:
-        return np.clip(np.round(lengths / self.share_inverse).astype(np.int64), 1, lengths - 1)
+        return np.clip(np.round(lengths * self.prediction_rate).astype(np.int64), 1, lengths - 1)
 
     def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
         return _Permuted(self, length, packed, tokenizer.pad_id or 0, tokenizer.mask_id)

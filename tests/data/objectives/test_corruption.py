@@ -91,9 +91,8 @@ def test_encoder_and_decoder_give_the_text_back(lengths, objective, layout, seed
 def test_a_decoder_alone_gives_the_text_back(lengths, objective, layout, seed):
     objective = dataclasses.replace(objective, architecture="decoder")
     text, rows = toy.rows_in_order(objective, toy.text(lengths), length=64, layout=layout, seed=seed)
-    used = rows["decoder_order"] > 0
     seen = []
-    for row in range(len(used)):
+    for row in range(len(rows["decoder_order"])):
         order, weights = rows["decoder_order"][row], rows["decoder_loss_weights"][row]
         inputs, targets = rows["decoder_input_tokens"][row], rows["decoder_target_tokens"][row]
         end = -1

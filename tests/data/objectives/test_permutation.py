@@ -11,9 +11,9 @@ from tests.data.objectives import toy
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 
 
-@given(LENGTHS, st.sampled_from([6.0, 2.0]), st.sampled_from(["concatenate", "pack", "documents"]), st.integers(0, 5))
-def test_streams(lengths, share_inverse, layout, seed):
-    objective = PermutationLM(share_inverse=share_inverse)
+@given(LENGTHS, st.sampled_from([1 / 6, 0.5]), st.sampled_from(["concatenate", "pack", "documents"]), st.integers(0, 5))
+def test_streams(lengths, rate, layout, seed):
+    objective = PermutationLM(prediction_rate=rate)
     text, rows = toy.rows_in_order(objective, toy.text(lengths), length=30, layout=layout, seed=seed)
     rows = {name.removeprefix("decoder_"): values for name, values in rows.items()}
     used = (rows["key_mask"] == 1) | (rows["loss_weights"] == 1)
@@ -31,7 +31,7 @@ def test_streams(lengths, share_inverse, layout, seed):
         assert piece["order"][content].tolist() == (2 * rank + 1).tolist()
         assert sorted(rank) == list(range(count))
         # Queries: the last 1/K of the order, at the places of what they predict, just before it in the order.
-        assert query.sum() == (min(max(round(count / share_inverse), 1), count - 1) if count > 1 else 0)
+        assert query.sum() == (min(max(round(count * rate), 1), count - 1) if count > 1 else 0)
         assert (piece["input_tokens"][query] == toy.TOKENIZER.mask_id).all()
         places = piece["positions"][query]
         assert piece["target_tokens"][query].tolist() == [original[place] for place in places]
@@ -45,14 +45,15 @@ def test_streams(lengths, share_inverse, layout, seed):
 
 
 def test_orders_are_uniform():
-    _, rows = toy.rows_in_order(PermutationLM(share_inverse=4), toy.text([40_001]), length=5)
-    assert PermutationLM(share_inverse=4).text_length(5) == 4
+    _, rows = toy.rows_in_order(PermutationLM(prediction_rate=0.25), toy.text([40_001]), length=5)
+    assert PermutationLM(prediction_rate=0.25).text_length(5) == 4
     orders = [tuple(order) for order in rows["decoder_order"][:-1, :4].tolist()]
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-def test_bad_field_is_named():
-    with pytest.raises(UserError, match=r"PermutationLM\.share_inverse=0\.5"):
-        PermutationLM(share_inverse=0.5)
+@pytest.mark.parametrize("rate", [0.0, 1.5])
+def test_bad_field_is_named(rate):
+    with pytest.raises(UserError, match=rf"PermutationLM\.prediction_rate={rate}"):
+        PermutationLM(prediction_rate=rate)
