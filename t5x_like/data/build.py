@@ -148,7 +148,7 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
     """
     split = Split(config.split, config.validation_fraction)
     corpus = prepare_corpus(config.source, config.tokenizer, split, directory)
-    train, validation = (_lay_out(config, tokens) for tokens in (corpus.train, corpus.validation))
+    train, validation = (lay_out(config, tokens) for tokens in (corpus.train, corpus.validation))
     _check_sizes(config, corpus, train, validation)
     transform = config.objective.build(corpus.tokenizer, config.sequence_length, packed=config.layout == "pack")
     if config.layout == "random_windows":
@@ -159,7 +159,7 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
     return Data(config, corpus, batches, OrderedBatches(validation, transform, config.batch_size))
 
 
-def _lay_out(config: DataConfig, tokens: Tokens) -> Windows | DocumentRows | PackedRows:
+def lay_out(config: DataConfig, tokens: Tokens) -> Windows | DocumentRows | PackedRows:
     """Rows that hold every token once."""
     objective, length = config.objective, config.sequence_length
     text_length = objective.text_length(length)

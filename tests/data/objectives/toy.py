@@ -3,7 +3,7 @@
 import numpy as np
 
 from t5x_like.data.batches import ShuffledBatches
-from t5x_like.data.build import DataConfig, _lay_out
+from t5x_like.data.build import DataConfig, lay_out
 from t5x_like.data.corpus import Tokens
 from t5x_like.data.sources import TextSource
 from t5x_like.data.tokenizers import ByteTokenizerConfig, SpecialTokens
@@ -31,7 +31,7 @@ def batches(objective, tokens: Tokens, *, length: int, layout: str = "concatenat
         layout=layout,
     )
     transform = objective.build(TOKENIZER, length, packed=layout == "pack")
-    rows = _lay_out(config, tokens)
+    rows = lay_out(config, tokens)
     return rows, ShuffledBatches(rows, transform, batch_size, seed)
 
 
