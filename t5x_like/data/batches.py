@@ -1,47 +1,65 @@
-"""Batches by number: pure functions of (seed, step), whichever rows of them a host reads."""
+"""Batches by number: pure functions of (seed, step), whichever rows of them a host reads.
+
+A batch's rows of text come from a layout; the objective makes of them what a model reads and predicts. Its noise is
+keyed by the number of the row since the run began: in another epoch the same text meets other noise.
+"""
 
 import numpy as np
+from jaxtyping import Int64
 
-from t5x_like.data.layouts import Layout, Rows, Windows
-from t5x_like.data.randomness import keys, permute, random_bits
+from t5x_like.data.layouts import AllWindows, Layout
+from t5x_like.data.objectives.objective import Rows, Transform
+from t5x_like.data.randomness import below, keys, permute, random_bits
 
 ALL = slice(None)
+
+# Streams of random keys under one seed; 0 is the order of the rows.
+_TRAIN_NOISE, _VALIDATION_NOISE = 1, 2
 
 
 class ShuffledBatches:
     """Batches of training: every row once per epoch, each epoch in another order; batches may straddle epochs."""
 
-    def __init__(self, layout: Layout, batch_size: int, seed: int):
-        self.layout, self.batch_size, self.seed = layout, batch_size, seed
+    def __init__(self, layout: Layout, transform: Transform, batch_size: int, seed: int):
+        self.layout, self.transform, self.batch_size, self.seed = layout, transform, batch_size, seed
 
     def batch(self, step: int, rows: slice = ALL) -> Rows:
         """The global batch of a step (from 0), or those of its rows."""
-        epoch, index = np.divmod(step * self.batch_size + np.arange(self.batch_size)[rows], self.layout.num_rows)
-        return self.layout.read(permute(index, keys(self.seed, epoch), self.layout.num_rows))
+        number = _numbers(step, self.batch_size, rows)
+        epoch, index = np.divmod(number, self.layout.num_rows)
+        index = permute(index, keys(self.seed, epoch), self.layout.num_rows)
+        return self.transform(self.layout, index, keys(self.seed, number, _TRAIN_NOISE))
 
 
 class RandomWindows:
     """Batches of windows that start anywhere, drawn uniformly with replacement (as nanoGPT): there are no epochs."""
 
-    def __init__(self, layout: Windows, batch_size: int, seed: int):
-        self.layout, self.batch_size, self.seed = layout, batch_size, seed
+    def __init__(self, layout: AllWindows, transform: Transform, batch_size: int, seed: int):
+        self.layout, self.transform, self.batch_size, self.seed = layout, transform, batch_size, seed
 
     def batch(self, step: int, rows: slice = ALL) -> Rows:
         """The global batch of a step (from 0), or those of its rows."""
         row = np.arange(self.batch_size, dtype=np.uint64)[rows]
-        num_starts = len(self.layout.stream) - self.layout.length
-        start = random_bits(keys(self.seed, np.array([step])), row) % np.uint64(num_starts)
-        return self.layout.read_from(start.astype(np.int64))
+        index = below(random_bits(keys(self.seed, np.array([step])), row), self.layout.num_rows)
+        noise = keys(self.seed, _numbers(step, self.batch_size, rows), _TRAIN_NOISE)
+        return self.transform(self.layout, index, noise)
 
 
 class OrderedBatches:
-    """All rows once, in order, for evaluation; the last batch is filled with rows without targets."""
+    """All rows once, in order, for evaluation; the last batch is filled with rows without text.
 
-    def __init__(self, layout: Layout, batch_size: int):
-        self.layout, self.batch_size = layout, batch_size
+    A row meets the same noise in every evaluation, whatever the seed and the batch size.
+    """
+
+    def __init__(self, layout: Layout, transform: Transform, batch_size: int):
+        self.layout, self.transform, self.batch_size = layout, transform, batch_size
         self.num_batches = -(-layout.num_rows // batch_size)
-        self.num_targets = layout.num_targets
 
     def batch(self, number: int, rows: slice = ALL) -> Rows:
         """The batch of a number from 0 to `num_batches` - 1, or those of its rows."""
-        return self.layout.read(number * self.batch_size + np.arange(self.batch_size)[rows])
+        index = _numbers(number, self.batch_size, rows)
+        return self.transform(self.layout, index, keys(0, index, _VALIDATION_NOISE))
+
+
+def _numbers(step: int, batch_size: int, rows: slice) -> Int64[np.ndarray, "rows"]:
+    return step * batch_size + np.arange(batch_size)[rows]

@@ -5,10 +5,18 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from t5x_like.configurable import configurable
 from t5x_like.data.batches import OrderedBatches, RandomWindows, ShuffledBatches
-from t5x_like.data.corpus import Corpus, Split, prepare_corpus
-from t5x_like.data.layouts import PackedRows, Windows
+from t5x_like.data.corpus import Corpus, Split, Tokens, prepare_corpus
+from t5x_like.data.layouts import AllWindows, DocumentRows, Layout, PackedRows, Windows
+from t5x_like.data.objectives.causal import CausalLM, PrefixLM
+from t5x_like.data.objectives.corruption import UL2, SpanCorruption
+from t5x_like.data.objectives.denoising import Denoising
+from t5x_like.data.objectives.masked import MaskedLM
+from t5x_like.data.objectives.objective import Features
+from t5x_like.data.objectives.permutation import PermutationLM
 from t5x_like.data.python_library import PythonLibrarySource
 from t5x_like.data.sources import TextSource
 from t5x_like.data.subwords import SentencePieceConfig, SentencePieceFileConfig
@@ -21,17 +29,19 @@ class DataConfig:
     """Text, how it is tokenised and split, and how it becomes batches.
 
     Attributes:
-      sequence_length: Tokens per row that are predicted.
-      batch_size: Rows per batch over all devices; a step trains on at most `batch_size * sequence_length` tokens.
+      sequence_length: Tokens of a row that the model reads: of the encoder, where there is one.
+      batch_size: Rows per batch over all devices.
       source: The text.
       tokenizer: Tokens; one that is trained is trained on the source, once, and kept.
+      objective: What is predicted from what.
       layout: `concatenate`: the token stream is cut into rows, all of which are seen once per epoch; `pack`: rows of
-        whole documents that do not see each other (segment ids), padded, seen once per epoch; `random_windows`: rows
-        start anywhere in the stream, without epochs (as nanoGPT). Validation is always complete and in order.
+        whole documents that do not see each other (segment ids), padded, seen once per epoch; `documents`: one document
+        per row, padded, seen once per epoch; `random_windows`: rows start anywhere in the stream, without epochs (as
+        nanoGPT). Documents longer than a row are cut. Validation is always complete and in order.
       split: What is validation: `document`: documents chosen by a hash of their content; `position`: the end of
         the text.
       validation_fraction: Share of the documents, or of the characters, that validates and never trains.
-      seed: Of the order of the rows.
+      seed: Of the order of the rows, and of the objective's noise in training.
     """
 
     sequence_length: int
@@ -44,7 +54,8 @@ class DataConfig:
         | CharacterTokenizerConfig
         | WordTokenizerConfig
     ) = SentencePieceConfig()
-    layout: Literal["concatenate", "pack", "random_windows"] = "concatenate"
+    objective: CausalLM | PrefixLM | MaskedLM | SpanCorruption | UL2 | PermutationLM | Denoising = CausalLM()
+    layout: Literal["concatenate", "pack", "documents", "random_windows"] = "concatenate"
     split: Literal["document", "position"] = "document"
     validation_fraction: float = 0.05
     seed: int = 0
@@ -56,13 +67,17 @@ class DataConfig:
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"DataConfig.validation_fraction={self.validation_fraction}: must be between 0 and 1.")
 
+        self.objective.text_length(self.sequence_length)
+        if self.objective.needs_documents and self.layout != "documents":
+            raise UserError(
+                f"DataConfig.layout={self.layout!r} mixes documents in a row, which {self.objective} cannot use: "
+                "set it to 'documents'."
+            )
+
     @property
-    def features(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The arrays of a batch: the shape of a row, and the dtype."""
-        dtypes = {"decoder_input_tokens": "int32", "decoder_target_tokens": "int32", "decoder_loss_weights": "float32"}
-        if self.layout == "pack":
-            dtypes |= {"decoder_segment_ids": "int32", "decoder_positions": "int32"}
-        return {name: ((self.sequence_length,), dtype) for name, dtype in dtypes.items()}
+    def features(self) -> Features:
+        """Shape of one row and dtype of a batch's arrays, by name; the arrays are [batch_size, *shape]."""
+        return self.objective.features(self.sequence_length, packed=self.layout == "pack")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,26 +102,36 @@ class Data:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of validation text per validation target (end of document included)."""
-        return self.corpus.validation.num_bytes / self.validation.num_targets
+        """UTF-8 bytes of validation text per token (the end of a document being one)."""
+        return self.corpus.validation.num_bytes / self.validation.layout.num_tokens
 
     @property
     def fingerprint(self) -> str:
         """A hash of everything that decides what `train.batch(step)` is, for every step."""
         config = self.config
-        facts = (self.corpus.fingerprint, config.layout, config.sequence_length, config.batch_size, config.seed)
+        facts = (self.corpus.fingerprint, config.objective, config.layout)
+        facts += (config.sequence_length, config.batch_size, config.seed)
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
     def describe(self) -> str:
         """Two lines for a log: the text by split, and what a step takes of it."""
         train, validation = self.corpus.train, self.corpus.validation
-        config, num_targets = self.config, self.train.layout.num_targets
-        step = config.batch_size * config.sequence_length
         return (
-            f"{len(train.starts):,} documents ({train.num_bytes:,} bytes, {num_targets:,} tokens) for training, "
-            f"{len(validation.starts):,} ({validation.num_bytes:,} bytes, {self.validation.num_targets:,} tokens) for "
-            f"validation; vocabulary of {self.tokenizer.vocab_size:,}, {self.bytes_per_token:.2f} bytes per token\n"
-            f"{config.batch_size} x {config.sequence_length} = {step:,} tokens per step ({config.layout})"
+            f"{len(train.starts):,} documents ({train.num_bytes:,} bytes, {self.train.layout.num_tokens:,} tokens) for "
+            f"training, {len(validation.starts):,} ({validation.num_bytes:,} bytes, "
+            f"{self.validation.layout.num_tokens:,} tokens) for validation; vocabulary of "
+            f"{self.tokenizer.vocab_size:,}, {self.bytes_per_token:.2f} bytes per token\n{self._describe_step()}"
+        )
+
+    def _describe_step(self) -> str:
+        config, batch = self.config, self.train.batch(0)
+        lengths = {name: values.shape[1] for name, values in batch.items() if name.endswith("_input_tokens")}
+        shapes = [f"{config.batch_size} x {length} {name.split('_')[0]}" for name, length in lengths.items()]
+        text = self.train.layout.tokens_per_row * config.batch_size
+        predicted = sum(np.count_nonzero(values) for name, values in batch.items() if name.endswith("_loss_weights"))
+        return (
+            f"{' + '.join(shapes)} = {config.batch_size * sum(lengths.values()):,} tokens per step: "
+            f"{text:,.0f} of text, about {predicted:,} predicted ({type(config.objective).__name__}, {config.layout})"
         )
 
 
@@ -118,30 +143,50 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
       directory: Where the tokenizer and the tokens are kept between starts; None keeps nothing.
 
     Raises:
-      UserError: if the text, the tokenizer or the directory cannot be used, or if a split is too short.
+      UserError: if the text, the tokenizer or the directory cannot be used, if a split is too short, or if the
+        tokenizer lacks tokens that the objective needs.
     """
     split = Split(config.split, config.validation_fraction)
     corpus = prepare_corpus(config.source, config.tokenizer, split, directory)
-    pad = corpus.tokenizer.pad_id or 0
-    layout = PackedRows if config.layout == "pack" else Windows
-    train, validation = (layout(tokens, config.sequence_length, pad) for tokens in (corpus.train, corpus.validation))
-    _check_sizes(config, corpus, train.num_targets, validation.num_targets)
-    batches = RandomWindows if config.layout == "random_windows" else ShuffledBatches
-    return Data(
-        config, corpus, batches(train, config.batch_size, config.seed), OrderedBatches(validation, config.batch_size)
-    )
+    train, validation = (lay_out(config, tokens) for tokens in (corpus.train, corpus.validation))
+    _check_sizes(config, corpus, train, validation)
+    transform = config.objective.build(corpus.tokenizer, config.sequence_length, packed=config.layout == "pack")
+    if config.layout == "random_windows":
+        windows = AllWindows(corpus.train, config.objective.text_length(config.sequence_length))
+        batches = RandomWindows(windows, transform, config.batch_size, config.seed)
+    else:
+        batches = ShuffledBatches(train, transform, config.batch_size, config.seed)
+    return Data(config, corpus, batches, OrderedBatches(validation, transform, config.batch_size))
 
 
-def _check_sizes(config: DataConfig, corpus: Corpus, train_targets: int, validation_targets: int):
-    if train_targets < config.sequence_length:
+def lay_out(config: DataConfig, tokens: Tokens) -> Windows | DocumentRows | PackedRows:
+    """Rows that hold every token once."""
+    objective, length = config.objective, config.sequence_length
+    text_length = objective.text_length(length)
+    match config.layout:
+        case "pack":
+            return PackedRows(tokens, text_length, lambda lengths: objective.costs(lengths, length), length)
+        case "documents":
+            return DocumentRows(tokens, text_length)
+    return Windows(tokens, text_length)
+
+
+def _check_sizes(config: DataConfig, corpus: Corpus, train: Layout, validation: Layout):
+    if train.num_tokens < config.objective.text_length(config.sequence_length):
         raise UserError(
-            f"The training text has {train_targets} tokens, less than one sequence of "
+            f"The training text has {train.num_tokens} tokens, less than one sequence of "
             f"DataConfig.sequence_length={config.sequence_length}: use shorter sequences, or more text."
         )
-    if not validation_targets:
+    if not validation.num_tokens:
         num_documents = len(corpus.train.starts) + len(corpus.validation.starts)
         raise UserError(
             f"No text is left for validation: DataConfig.validation_fraction={config.validation_fraction} with "
             f"split={config.split!r} takes none of {num_documents} documents. Set DataConfig.split = 'position', "
             "which cuts documents, or a larger fraction, or TextSource.document_separator if a file holds several."
         )
+    for name, layout in (("training", train), ("validation", validation)):
+        if config.objective.needs_other_documents and layout.num_documents < 2:
+            raise UserError(
+                f"{config.objective} takes texts of other documents, but {name} has only one: set "
+                "TextSource.document_separator if a file holds several, or a larger DataConfig.validation_fraction."
+            )

@@ -24,9 +24,11 @@ from jaxtyping import Int64, UInt
 from t5x_like.data.sources import Source
 from t5x_like.data.subwords import MODEL_FILE, SentencePieceTokenizer
 from t5x_like.data.tokenizers import (
+    SPECIAL_TOKENS_FILE,
     VOCABULARY_FILE,
     ByteTokenizer,
     CharacterTokenizer,
+    ExtendedTokenizer,
     Tokenizer,
     TokenizerConfig,
     WordTokenizer,
@@ -255,6 +257,12 @@ def _load_tokens(path: Path, record: dict, dtype: str) -> Tokens:
 
 
 def _load_tokenizer(place: Path) -> Tokenizer:
+    tokenizer = _load_plain_tokenizer(place)
+    names = place / SPECIAL_TOKENS_FILE
+    return ExtendedTokenizer(tokenizer, json.loads(names.read_text())) if names.exists() else tokenizer
+
+
+def _load_plain_tokenizer(place: Path) -> Tokenizer:
     vocabulary = json.loads((place / VOCABULARY_FILE).read_text())
     match vocabulary["type"]:
         case "byte":

@@ -1,125 +1,180 @@
-"""How a token stream becomes rows of a fixed length: random access by row number.
+"""How a token stream is placed in rows: random access by row number.
 
-Rows are dicts of arrays [rows, length] with T5X's feature names: `decoder_input_tokens`, `decoder_target_tokens`
-(int32; the target is the token behind the input) and `decoder_loss_weights` (float32; 0 where there is no target).
+A layout knows only text. What a model learns from it, and with which features, is the objective's
+(`data.objectives`), which also says how much text has room in a row.
 """
 
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int32, Int64, UInt, UInt64
 
 from t5x_like.data.corpus import Tokens
+from t5x_like.data.pieces import Pieces, ragged_arange
+from t5x_like.data.randomness import below
 
-Rows = dict[str, Shaped[np.ndarray, "rows length"]]
+Costs = Callable[[Int64[np.ndarray, "pieces"]], Int64[np.ndarray, "pieces"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Text of some rows: pieces of the stream.
+
+    Attributes:
+      stream: all tokens of the split.
+      starts: where each piece begins in the stream; a token stands before it.
+      pieces: their rows and lengths; a layout gives no piece without tokens.
+    """
+
+    stream: UInt[np.ndarray, "stream"]
+    starts: Int64[np.ndarray, "pieces"]
+    pieces: Pieces
+
+    def part(self, starts: Int64[np.ndarray, "pieces"], lengths: Int64[np.ndarray, "pieces"]) -> "Text":
+        """Other pieces of the stream in the same rows."""
+        return Text(self.stream, starts, self.pieces.resized(lengths))
+
+    @cached_property
+    def tokens(self) -> Int32[np.ndarray, "tokens"]:
+        """The tokens of all pieces, on end."""
+        return self.stream[self._source].astype(np.int32)
+
+    @cached_property
+    def before(self) -> Int32[np.ndarray, "tokens"]:
+        """The token that stands before each in the stream."""
+        return self.stream[self._source - 1].astype(np.int32)
+
+    @cached_property
+    def _source(self) -> Int64[np.ndarray, "tokens"]:
+        return np.repeat(self.starts - self.pieces.begins, self.pieces.lengths) + np.arange(len(self.pieces.of))
 
 
 class Layout(Protocol):
     """Rows of one split.
 
     Attributes:
-      num_rows: Rows that hold every target once.
-      num_targets: Targets in all of them.
+      num_rows: Rows that hold every token once.
+      num_tokens: Tokens in all of them; the first of the stream is none, it only stands before others.
+      tokens_per_row: On average.
     """
 
     num_rows: int
-    num_targets: int
+    num_tokens: int
+    tokens_per_row: float
 
-    def read(self, index: Int64[np.ndarray, "rows"]) -> Rows:
-        """The rows of these numbers; numbers from `num_rows` on give rows without any target."""
+    def read(self, index: Int64[np.ndarray, "rows"]) -> Text:
+        """The text of the rows of these numbers; numbers from `num_rows` on have none."""
 
 
 class Windows:
-    """Concatenate and split: row i has the targets i * length + 1 ... (i + 1) * length of the stream.
+    """Concatenate and split: row i has the tokens i * length + 1 ... (i + 1) * length of the stream.
 
-    Documents follow each other within a row, and attention sees across them. The last row is padded.
+    Documents follow each other within a row, and attention sees across them. The last row is shorter.
     """
 
-    def __init__(self, tokens: Tokens, length: int, pad: int):
-        self.stream, self.length, self.pad = tokens.stream, length, pad
-        self.num_targets = max(len(self.stream) - 1, 0)
-        self.num_rows = -(-self.num_targets // length)
+    def __init__(self, tokens: Tokens, length: int):
+        self.stream, self.length = tokens.stream, length
+        self.num_tokens = max(len(self.stream) - 1, 0)
+        self.num_rows = -(-self.num_tokens // length)
+        self.tokens_per_row = self.num_tokens / max(self.num_rows, 1)
 
-    def read(self, index: Int64[np.ndarray, "rows"]) -> Rows:
-        return self.read_from(index * self.length)
+    def read(self, index: Int64[np.ndarray, "rows"]) -> Text:
+        return self._read_from(index * self.length + 1)
 
-    def read_from(self, start: Int64[np.ndarray, "rows"]) -> Rows:
-        """Rows whose first inputs stand at these places in the stream."""
-        place = start[:, None] + np.arange(self.length + 1)
-        tokens = self.stream[np.minimum(place, len(self.stream) - 1)].astype(np.int32)
-        exists = place[:, 1:] < len(self.stream)
-        return {
-            "decoder_input_tokens": np.where(exists, tokens[:, :-1], self.pad),
-            "decoder_target_tokens": np.where(exists, tokens[:, 1:], self.pad),
-            "decoder_loss_weights": exists.astype(np.float32),
-        }
+    def _read_from(self, starts: Int64[np.ndarray, "rows"]) -> Text:
+        lengths = np.clip(len(self.stream) - starts, 0, self.length)
+        rows = np.flatnonzero(lengths)
+        return Text(self.stream, starts[rows], Pieces(rows, lengths[rows], len(starts)))
+
+
+class AllWindows(Windows):
+    """The windows of `length` tokens that start anywhere: row i has the tokens i + 1 ... i + length of the stream."""
+
+    def __init__(self, tokens: Tokens, length: int):
+        super().__init__(tokens, length)
+        self.num_rows = len(self.stream) - length
+        self.tokens_per_row = length
+
+    def read(self, index: Int64[np.ndarray, "rows"]) -> Text:
+        return self._read_from(index + 1)
+
+
+class DocumentRows:
+    """One document per row; one that is longer than a row is cut and has several, side by side in number."""
+
+    def __init__(self, tokens: Tokens, length: int):
+        self.stream = tokens.stream
+        self._starts, self._lengths, self._documents = _cut_documents(tokens.starts, tokens.ends, length)
+        self.num_tokens, self.num_rows = int(self._lengths.sum()), len(self._starts)
+        self.tokens_per_row = self.num_tokens / max(self.num_rows, 1)
+        self.num_documents = len(np.unique(self._documents))
+
+    def read(self, index: Int64[np.ndarray, "rows"]) -> Text:
+        rows = np.flatnonzero(index < self.num_rows)
+        pieces = Pieces(rows, self._lengths[index[rows]], len(index))
+        return Text(self.stream, self._starts[index[rows]], pieces)
+
+    def elsewhere(
+        self, index: Int64[np.ndarray, "rows"], bits: UInt64[np.ndarray, "rows"]
+    ) -> Int64[np.ndarray, "rows"]:
+        """For each row the number of a random row of another document, of which there must be one."""
+        document = self._documents[np.minimum(index, self.num_rows - 1)]
+        first, end = (np.searchsorted(self._documents, document, side) for side in ("left", "right"))
+        other = below(bits, self.num_rows - end + first)
+        return np.where(other < first, other, other + end - first)
 
 
 class PackedRows:
-    """Whole documents side by side in a row, each with its own segment id (from 1) and positions (from 0).
+    """Whole documents side by side in a row, as pieces that do not see each other.
 
-    Documents longer than a row are cut; nothing is lost, and no target is predicted from another document. Adds
-    `decoder_segment_ids` and `decoder_positions` (int32, 0 at padding).
+    Documents longer than a row are cut; nothing is lost.
+
+    Args:
+      tokens: of the split.
+      length: tokens of the longest piece.
+      costs: the room in a row that pieces of these lengths take.
+      capacity: the room of a row, enough for the longest piece.
     """
 
-    def __init__(self, tokens: Tokens, length: int, pad: int):
-        self.stream, self.length, self.pad = tokens.stream, length, pad
-        starts, lengths = _cut_documents(tokens.starts, tokens.ends, length)
-        row = _best_fit(lengths, length)
+    def __init__(self, tokens: Tokens, length: int, costs: Costs, capacity: int):
+        self.stream = tokens.stream
+        starts, lengths, _ = _cut_documents(tokens.starts, tokens.ends, length)
+        row = _best_fit(costs(lengths), capacity)
         order = np.argsort(row, kind="stable")
-        self.num_targets = int(lengths.sum())
+        self.num_tokens = int(lengths.sum())
         self.num_rows = int(row.max(initial=-1)) + 1
-        # The segments of row i are those from row_bounds[i] to row_bounds[i + 1]; an empty row follows the last.
-        self.starts, self.lengths = starts[order], lengths[order]
-        self.row_bounds = np.searchsorted(row[order], np.arange(self.num_rows + 2))
+        self.tokens_per_row = self.num_tokens / max(self.num_rows, 1)
+        # The pieces of row i are those from row_bounds[i] to row_bounds[i + 1]; an empty row follows the last.
+        self._starts, self._lengths = starts[order], lengths[order]
+        self._row_bounds = np.searchsorted(row[order], np.arange(self.num_rows + 2))
 
-    def read(self, index: Int64[np.ndarray, "rows"]) -> Rows:
+    def read(self, index: Int64[np.ndarray, "rows"]) -> Text:
         index = np.minimum(index, self.num_rows)
-        counts = self.row_bounds[index + 1] - self.row_bounds[index]
-        in_row, segment_number = _ragged(counts)
-        segment = self.row_bounds[index][in_row] + segment_number
-        in_segment, position = _ragged(self.lengths[segment])
-        source = self.starts[segment][in_segment] + position
-        # Segments stand side by side from the left: a target's column is its place among the targets of its row.
-        row = in_row[in_segment]
-        column = _ragged(np.bincount(row, minlength=len(index)))[1]
-
-        def scatter(values, fill, dtype=np.int32):
-            out = np.full((len(index), self.length), fill, dtype)
-            out[row, column] = values
-            return out
-
-        return {
-            "decoder_input_tokens": scatter(self.stream[source - 1], self.pad),
-            "decoder_target_tokens": scatter(self.stream[source], self.pad),
-            "decoder_loss_weights": scatter(1, 0, np.float32),
-            "decoder_segment_ids": scatter(segment_number[in_segment] + 1, 0),
-            "decoder_positions": scatter(position, 0),
-        }
+        counts = self._row_bounds[index + 1] - self._row_bounds[index]
+        rows, number = ragged_arange(counts)
+        piece = self._row_bounds[index][rows] + number
+        return Text(self.stream, self._starts[piece], Pieces(rows, self._lengths[piece], len(index)))
 
 
-def _ragged(counts: Int64[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "total"], Int64[np.ndarray, "total"]]:
-    """For n groups of these sizes laid out in a line: the group of each member, and its place within the group."""
-    group = np.repeat(np.arange(len(counts)), counts)
-    return group, np.arange(len(group)) - (np.cumsum(counts) - counts)[group]
-
-
-def _cut_documents(starts, ends, length: int) -> tuple[Int64[np.ndarray, "pieces"], Int64[np.ndarray, "pieces"]]:
-    """Starts and lengths of the pieces, of at most `length` targets, of the documents."""
+def _cut_documents(starts, ends, length: int) -> tuple[Int64[np.ndarray, "pieces"], ...]:
+    """Starts, lengths (at most `length`) and documents of the pieces."""
     num_pieces = -(-np.maximum(ends - starts, 0) // length)
-    document, number = _ragged(num_pieces)
+    document, number = ragged_arange(num_pieces)
     piece_starts = np.asarray(starts)[document] + number * length
-    return piece_starts, np.minimum(np.asarray(ends)[document] - piece_starts, length)
+    return piece_starts, np.minimum(np.asarray(ends)[document] - piece_starts, length), document
 
 
-def _best_fit(lengths: Int64[np.ndarray, "pieces"], capacity: int) -> Int64[np.ndarray, "pieces"]:
-    """The row of each piece: the longest first, each into the fullest row that has room (best-fit decreasing)."""
-    row_of = np.empty(len(lengths), np.int64)
+def _best_fit(sizes: Int64[np.ndarray, "pieces"], capacity: int) -> Int64[np.ndarray, "pieces"]:
+    """The row of each piece: the largest first, each into the fullest row that has room (best-fit decreasing)."""
+    row_of = np.empty(len(sizes), np.int64)
     rows_with_room = [[] for _ in range(capacity + 1)]
-    rooms = 0  # Bit r is set while a row with room for exactly r more tokens exists: the next fit is one bit search.
+    rooms = 0  # Bit r is set while a row with room for exactly r more exists: the next fit is one bit search.
     num_rows = 0
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        size = int(lengths[piece])
+    for piece in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[piece])
         fitting = rooms >> size
         if fitting:
             room = size + (fitting & -fitting).bit_length() - 1

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import grain
 
-from t5x_like.data.layouts import Rows
+from t5x_like.data.objectives.objective import Rows
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ NumPy's generators draw in sequence, and may draw other numbers in another versi
 import math
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Float64, Int64, UInt64
 
 
 def random_bits(key: UInt64[np.ndarray, "n"], counter: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
@@ -17,9 +17,20 @@ def random_bits(key: UInt64[np.ndarray, "n"], counter: UInt64[np.ndarray, "n"]) 
     return bits ^ (bits >> np.uint64(31))
 
 
-def keys(seed: int, numbers: Int64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
-    """An independent key for each number (an epoch, a step) under a seed."""
-    return random_bits(random_bits(np.array([seed], np.uint64), np.zeros(1, np.uint64)), numbers.astype(np.uint64))
+def keys(seed: int, numbers: Int64[np.ndarray, "n"], stream: int = 0) -> UInt64[np.ndarray, "n"]:
+    """An independent key for each number (an epoch, a step, a row) in each stream under a seed."""
+    root = random_bits(np.array([seed], np.uint64), np.array([stream], np.uint64))
+    return random_bits(root, numbers.astype(np.uint64))
+
+
+def uniform(bits: UInt64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """A number from 0 to 1, without 1, for uniform bits."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def below(bits: UInt64[np.ndarray, "n"], limit: Int64[np.ndarray, "n"] | int) -> Int64[np.ndarray, "n"]:
+    """A uniform integer from 0 to `limit` - 1, for uniform bits."""
+    return (bits % np.asarray(limit, np.uint64)).astype(np.int64)
 
 
 def permute(index: Int64[np.ndarray, "n"], key: UInt64[np.ndarray, "n"], size: int) -> Int64[np.ndarray, "n"]:

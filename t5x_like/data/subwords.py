@@ -20,10 +20,13 @@ from absl import logging
 from jaxtyping import Int32
 
 from t5x_like.configurable import configurable
-from t5x_like.data.tokenizers import VOCABULARY_FILE, Documents, Tokenizer, TokenizerConfig, sample
+from t5x_like.data.tokenizers import VOCABULARY_FILE, Documents, SpecialTokens, Tokenizer, TokenizerConfig, sample
 from t5x_like.errors import UserError
 
 MODEL_FILE = "spiece.model"
+
+# What models of others call their special tokens; no piece learned from text looks so.
+_SPECIAL = re.compile(r"\[[A-Z][A-Z0-9]*\]|<extra_id_\d+>")
 
 
 @configurable
@@ -35,18 +38,20 @@ class SentencePieceConfig(TokenizerConfig):
       model_type: `bpe`: byte-pair encoding, which trains in a second; `unigram`: the unigram language model of T5, a
         few seconds per megabyte of `sample_size`, about 1 % fewer tokens.
       sample_size: Characters to train on, taken from all over the split (bounds time and memory).
+      special_tokens: Ids behind these.
     """
 
     vocab_size: int = 4096
     model_type: Literal["unigram", "bpe"] = "bpe"
     sample_size: int = 4_000_000
+    special_tokens: SpecialTokens = SpecialTokens()
 
     def __post_init__(self):
         for field in ("vocab_size", "sample_size"):
             if getattr(self, field) < 1:
                 raise UserError(f"SentencePieceConfig.{field}={getattr(self, field)}: must be positive.")
 
-    def build(self, documents: Documents) -> "SentencePieceTokenizer":
+    def build_plain(self, documents: Documents) -> "SentencePieceTokenizer":
         """UserError when the text has too few pieces, or too many characters, for the vocabulary."""
         texts = sample(documents.train(), self.sample_size)
         start = time.perf_counter()
@@ -97,14 +102,17 @@ class SentencePieceFileConfig(TokenizerConfig):
 
     Attributes:
       model_file: Path of the `.model` file.
+      special_tokens: Ids behind those of the model, for the tokens that it has not got itself. T5's model has no
+        sentinels: 100 of them make its vocabulary of 32,100.
     """
 
     model_file: str
+    special_tokens: SpecialTokens = SpecialTokens()
 
     def cache_key(self) -> str:
-        return hashlib.blake2b(self._read(), digest_size=16).hexdigest()
+        return repr((hashlib.blake2b(self._read(), digest_size=16).hexdigest(), self.special_tokens))
 
-    def build(self, documents: Documents) -> "SentencePieceTokenizer":
+    def build_plain(self, documents: Documents) -> "SentencePieceTokenizer":
         try:
             return SentencePieceTokenizer(self._read())
         except RuntimeError as error:
@@ -128,6 +136,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos_id, self.eos_id, self.pad_id = (None if i < 0 else i for i in ids)
         if self.bos_id is None:
             self.bos_id = self.eos_id
+        pieces = map(self._processor.id_to_piece, range(self.vocab_size))
+        self.special_ids = {piece: i for i, piece in enumerate(pieces) if _SPECIAL.fullmatch(piece)}
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
         return np.array(self._processor.encode(text), np.int32)
@@ -138,6 +148,16 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
+
+    def token_bytes(self) -> list[bytes]:
+        return [self._bytes_of(i) for i in range(self.vocab_size)]
+
+    def _bytes_of(self, i: int) -> bytes:
+        piece, model = self._processor.id_to_piece(i), self._processor
+        if model.is_byte(i):
+            return bytes([int(piece[1:-1], 16)])
+        has_text = not (model.is_control(i) or model.is_unknown(i) or model.is_unused(i) or piece in self.special_ids)
+        return piece.replace("\u2581", " ").encode() if has_text else b""
 
     def files(self) -> dict[str, bytes]:
         return {VOCABULARY_FILE: json.dumps({"type": "sentencepiece"}).encode(), MODEL_FILE: self._model}

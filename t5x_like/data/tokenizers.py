@@ -7,9 +7,11 @@ beside the tokens that they made, so that the text is not needed again.
 import abc
 import collections
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +24,12 @@ from t5x_like.errors import UserError
 VOCABULARY_FILE = "vocabulary.json"
 """The file every tokenizer has: its `type` and what a tokenizer of that type needs to be made again."""
 
+SPECIAL_TOKENS_FILE = "special_tokens.json"
+"""Names of the ids behind the vocabulary, if there are any."""
+
+SENTINEL = "<extra_id_{}>"
+SPECIAL_TOKENS_FIELD = "the field special_tokens = @SpecialTokens() of the tokenizer"
+
 
 class Documents(Protocol):
     """The text of a run, by part."""
@@ -33,12 +41,43 @@ class Documents(Protocol):
         """Yields the documents of both splits."""
 
 
+@configurable
+class SpecialTokens:
+    """Tokens that stand for no text and that no text is encoded to; their ids follow those of the vocabulary.
+
+    Attributes:
+      names: `[MASK]`, `[CLS]` and `[SEP]` for masked language models, `[R]`, `[S]` and `[X]` for UL2, and any other.
+      num_sentinels: how many of `<extra_id_0>`, `<extra_id_1>`, ... there are; the first has the highest id (as in T5).
+    """
+
+    names: tuple[str, ...] = ()
+    num_sentinels: int = 0
+
+    def __post_init__(self):
+        if len(set(self.names)) < len(self.names) or not all(self.names):
+            raise UserError(f"SpecialTokens.names={self.names!r}: every name must be there once, and not be empty.")
+        if self.num_sentinels < 0:
+            raise UserError(f"SpecialTokens.num_sentinels={self.num_sentinels}: must be at least 0.")
+
+    def extend(self, tokenizer: "Tokenizer") -> "Tokenizer":
+        """The tokenizer with those of the tokens that it lacks."""
+        wanted = (*self.names, *map(SENTINEL.format, reversed(range(self.num_sentinels))))
+        names = [name for name in wanted if name not in tokenizer.special_ids]
+        return ExtendedTokenizer(tokenizer, names) if names else tokenizer
+
+
 class TokenizerConfig(abc.ABC):
     """What every tokenizer's configuration can do."""
 
-    @abc.abstractmethod
+    special_tokens: SpecialTokens = SpecialTokens()
+
     def build(self, documents: Documents) -> "Tokenizer":
-        """The tokenizer, trained on the documents if it is one that is trained."""
+        """The tokenizer, trained on the documents if it is one that is trained, with its special tokens."""
+        return self.special_tokens.extend(self.build_plain(documents))
+
+    @abc.abstractmethod
+    def build_plain(self, documents: Documents) -> "Tokenizer":
+        """The tokenizer without its special tokens."""
 
     def cache_key(self) -> str:
         """Differs between configurations that may build different tokenizers from the same documents."""
@@ -54,12 +93,14 @@ class Tokenizer(abc.ABC):
         Our own tokenizers use `eos_id`: a document follows the end of another.
       eos_id: The id that ends a document; None if documents have no marked end.
       pad_id: The id of positions without a token; None if the tokenizer has none (0 stands there, with weight 0).
+      special_ids: The ids of special tokens by name; see `SpecialTokens`.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
+    special_ids: Mapping[str, int] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
@@ -67,11 +108,51 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the tokens; bos, eos, pad and ids outside of the vocabulary give no text."""
+        """The text of the tokens; bos, eos, pad and ids outside of the vocabulary give no text.
+
+        Special tokens give their names.
+        """
+
+    @abc.abstractmethod
+    def token_bytes(self) -> list[bytes]:
+        """The text of each id in UTF-8, a character's bytes perhaps in several; empty for those without text."""
 
     @abc.abstractmethod
     def files(self) -> dict[str, bytes]:
         """File names and contents from which `load_tokenizer` makes the same tokenizer."""
+
+    def special_id(self, name: str) -> int:
+        """The id of a special token; UserError if there is none."""
+        if name not in self.special_ids:
+            raise UserError(
+                f"The tokenizer has no token {name}: add it to SpecialTokens.names ({SPECIAL_TOKENS_FIELD})."
+            )
+        return self.special_ids[name]
+
+    @property
+    def mask_id(self) -> int:
+        return self.special_id("[MASK]")
+
+    @property
+    def cls_id(self) -> int:
+        return self.special_id("[CLS]")
+
+    @property
+    def sep_id(self) -> int:
+        return self.special_id("[SEP]")
+
+    @property
+    def num_sentinels(self) -> int:
+        return next(number for number in itertools.count() if SENTINEL.format(number) not in self.special_ids)
+
+    def sentinel(self, number: int) -> int:
+        """The id of `<extra_id_number>`; UserError if there are not so many."""
+        if number >= self.num_sentinels:
+            raise UserError(
+                f"The tokenizer has {self.num_sentinels} sentinels and sentinel {number} is needed: set "
+                f"SpecialTokens.num_sentinels to {number + 1} or more ({SPECIAL_TOKENS_FIELD})."
+            )
+        return self.special_ids[SENTINEL.format(number)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
         return [self.encode(text) for text in texts]
@@ -89,11 +170,47 @@ class Tokenizer(abc.ABC):
             (directory / name).write_bytes(content)
 
 
+class ExtendedTokenizer(Tokenizer):
+    """A tokenizer with special tokens, whose ids follow its own in the order of `names`."""
+
+    def __init__(self, base: Tokenizer, names: Sequence[str]):
+        self.base, self.names = base, tuple(names)
+        self.vocab_size = base.vocab_size + len(names)
+        self.bos_id, self.eos_id, self.pad_id = base.bos_id, base.eos_id, base.pad_id
+        self.special_ids = {**base.special_ids, **{name: base.vocab_size + i for i, name in enumerate(names)}}
+
+    def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
+        return self.base.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
+        return self.base.encode_batch(texts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        first = self.base.vocab_size
+        is_special = lambda i: first <= i < self.vocab_size
+        runs = [(special, list(run)) for special, run in itertools.groupby(map(int, ids), key=is_special)]
+        return "".join(
+            "".join(self.names[i - first] for i in run) if special else self.base.decode(run) for special, run in runs
+        )
+
+    def token_bytes(self) -> list[bytes]:
+        return self.base.token_bytes() + [b""] * len(self.names)
+
+    def files(self) -> dict[str, bytes]:
+        return self.base.files() | {SPECIAL_TOKENS_FILE: json.dumps(self.names).encode()}
+
+
 @configurable
 class ByteTokenizerConfig(TokenizerConfig):
-    """UTF-8 bytes, numbered as in ByT5 (Xue et al. 2021, https://arxiv.org/abs/2105.13626): 259 ids, no training."""
+    """UTF-8 bytes, numbered as in ByT5 (Xue et al. 2021, https://arxiv.org/abs/2105.13626): 259 ids, no training.
 
-    def build(self, documents: Documents) -> "ByteTokenizer":
+    Attributes:
+      special_tokens: Ids behind these.
+    """
+
+    special_tokens: SpecialTokens = SpecialTokens()
+
+    def build_plain(self, documents: Documents) -> "ByteTokenizer":
         return ByteTokenizer()
 
 
@@ -110,15 +227,24 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i - 3 for i in ids if 3 <= i < self.vocab_size).decode(errors="replace")
 
+    def token_bytes(self) -> list[bytes]:
+        return [b"", b"", b"", *(bytes([byte]) for byte in range(256))]
+
     def files(self) -> dict[str, bytes]:
         return _vocabulary(type="byte")
 
 
 @configurable
 class CharacterTokenizerConfig(TokenizerConfig):
-    """One id per distinct character of the run's whole text, in sorted order, and no other ids (as nanoGPT)."""
+    """One id per distinct character of the run's whole text, in sorted order, and no other ids (as nanoGPT).
 
-    def build(self, documents: Documents) -> "CharacterTokenizer":
+    Attributes:
+      special_tokens: Ids behind these.
+    """
+
+    special_tokens: SpecialTokens = SpecialTokens()
+
+    def build_plain(self, documents: Documents) -> "CharacterTokenizer":
         # Both splits: a character that only the validation split has must have an id too.
         characters = set()
         for text in documents.all():
@@ -152,6 +278,9 @@ class CharacterTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.characters[i] for i in ids if 0 <= i < self.vocab_size)
 
+    def token_bytes(self) -> list[bytes]:
+        return [character.encode() for character in self.characters]
+
     def files(self) -> dict[str, bytes]:
         return _vocabulary(type="character", characters=self.characters)
 
@@ -168,15 +297,17 @@ class WordTokenizerConfig(TokenizerConfig):
 
     Attributes:
       vocab_size: Number of ids, pad, eos and unk included.
+      special_tokens: Ids behind these.
     """
 
     vocab_size: int = 8192
+    special_tokens: SpecialTokens = SpecialTokens()
 
     def __post_init__(self):
         if self.vocab_size < 4:
             raise UserError(f"WordTokenizerConfig.vocab_size={self.vocab_size}: must be at least 4.")
 
-    def build(self, documents: Documents) -> "WordTokenizer":
+    def build_plain(self, documents: Documents) -> "WordTokenizer":
         """UserError when the text has fewer words than the vocabulary wants."""
         counts = collections.Counter()
         for text in documents.train():
@@ -213,6 +344,9 @@ class WordTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self._texts[i] for i in ids if 0 <= i < self.vocab_size)
+
+    def token_bytes(self) -> list[bytes]:
+        return [b"", b"", b"", *(word.encode() for word in self.words)]
 
     def files(self) -> dict[str, bytes]:
         return _vocabulary(type="word", words=self.words)

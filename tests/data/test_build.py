@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.objectives.causal import PrefixLM
+from t5x_like.data.objectives.corruption import SpanCorruption
+from t5x_like.data.objectives.masked import MaskedLM
 from t5x_like.data.python_library import PythonLibrarySource
 from t5x_like.data.sources import TextSource
-from t5x_like.data.tokenizers import ByteTokenizerConfig, CharacterTokenizerConfig
+from t5x_like.data.tokenizers import ByteTokenizerConfig, CharacterTokenizerConfig, SpecialTokens
 from t5x_like.errors import UserError
 
 
@@ -51,7 +54,7 @@ def test_validation_figures(tmp_path, layout):
     source = write(tmp_path, "é" * 300)
     data = build_data(config(source, layout=layout, validation_fraction=0.5), None)
     # 150 characters of two bytes and the end of the document.
-    assert data.validation.num_targets == 301
+    assert data.validation.layout.num_tokens == 301
     assert data.validation.num_batches == math.ceil(301 / 16 / 4)
     assert data.bytes_per_token == 300 / 301
     assert "300 bytes, 301 tokens" in data.describe()
@@ -62,6 +65,7 @@ def test_fingerprint_is_of_all_that_decides_batches(tmp_path):
     source = write(tmp_path, "some text " * 100)
     changes = [{}, {"layout": "pack"}, {"sequence_length": 8}, {"batch_size": 2}, {"seed": 1}]
     changes += [{"validation_fraction": 0.5}, {"tokenizer": CharacterTokenizerConfig()}]
+    changes += [{"objective": PrefixLM()}, {"objective": PrefixLM(mean_suffix_rate=0.25)}]
     prints = [build_data(config(source, **change), None).fingerprint for change in changes]
     assert len(set(prints)) == len(changes)
     assert build_data(config(source), tmp_path / "data").fingerprint == prints[0]
@@ -89,25 +93,62 @@ def test_bad_fields_are_named(field, value):
         config(PythonLibrarySource(), **{field: value})
 
 
+def test_objectives_and_layouts_that_do_not_fit(tmp_path):
+    source, special = (
+        write(tmp_path, "Some text. More text.\n" * 100),
+        SpecialTokens(names=("[MASK]", "[CLS]", "[SEP]")),
+    )
+    with pytest.raises(UserError, match=r"DataConfig.layout='pack' mixes documents.*set it to 'documents'"):
+        config(source, objective=MaskedLM(pairs="order"), layout="pack")
+    with pytest.raises(UserError, match=r"sequence_length=2 has no room for text .* MaskedLM: it must be at least 3"):
+        config(source, objective=MaskedLM(), sequence_length=2)
+    pairs = config(
+        source,
+        objective=MaskedLM(pairs="next"),
+        layout="documents",
+        tokenizer=ByteTokenizerConfig(special_tokens=special),
+        validation_fraction=0.5,
+    )
+    with pytest.raises(UserError, match=r"other documents, but training has only one: .*document_separator"):
+        build_data(pairs, None)
+
+
+def test_description_of_a_step(tmp_path):
+    tokenizer = ByteTokenizerConfig(special_tokens=SpecialTokens(num_sentinels=10))
+    source = write(tmp_path, "x" * 9999)
+    data = build_data(config(source, objective=SpanCorruption(), tokenizer=tokenizer, sequence_length=64), None)
+    assert data.config.features["decoder_input_tokens"] == ((14,), "int32")
+    assert data.describe().splitlines()[1] == (
+        "4 x 64 encoder + 4 x 14 decoder = 312 tokens per step: 279 of text, about 56 predicted "
+        "(SpanCorruption, concatenate)"
+    )
+
+
 TRACE = """
 import hashlib
+import pathlib
+import sys
 from t5x_like.data.build import *
-from t5x_like.data.python_library import PythonLibrarySource
-config = DataConfig(sequence_length=64, batch_size=8, source=PythonLibrarySource(parts=("docs",)), layout="pack",
-                    tokenizer=SentencePieceConfig(vocab_size=600))
-data = build_data(config, None)
-digest = hashlib.sha256(data.fingerprint.encode())
-for step in (0, 3, 10**6):
-    for name, values in sorted(data.train.batch(step).items()):
-        digest.update(values.tobytes())
+from t5x_like.data.tokenizers import SpecialTokens
+special = SpecialTokens(names=("[MASK]", "[CLS]", "[SEP]", "[R]", "[S]", "[X]"), num_sentinels=30)
+tokenizer = SentencePieceConfig(vocab_size=600, special_tokens=special)
+digest = hashlib.sha256()
+for objective in (CausalLM(), UL2(), MaskedLM(), PermutationLM()):
+    config = DataConfig(sequence_length=64, batch_size=8, source=PythonLibrarySource(parts=("docs",)), layout="pack",
+                        tokenizer=tokenizer, objective=objective)
+    data = build_data(config, pathlib.Path(sys.argv[1]))
+    digest.update(data.fingerprint.encode())
+    for step in (0, 3, 10**6):
+        for name, values in sorted(data.train.batch(step).items()):
+            digest.update(values.tobytes())
 print(digest.hexdigest())
 """
 
 
-def test_batches_are_the_same_in_every_process():
+def test_batches_are_the_same_in_every_process(tmp_path):
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", TRACE],
+            [sys.executable, "-c", TRACE, str(tmp_path / seed)],
             env=os.environ | {"PYTHONHASHSEED": seed},
             stdout=subprocess.PIPE,
             text=True,

@@ -13,6 +13,7 @@ from t5x_like.data.tokenizers import (
     ByteTokenizer,
     ByteTokenizerConfig,
     CharacterTokenizerConfig,
+    SpecialTokens,
     TokenizerConfig,
     WordTokenizerConfig,
 )
@@ -93,7 +94,7 @@ def test_stream_with_a_bos_of_its_own():
         bos_id = 2
 
     class Config(TokenizerConfig):
-        def build(self, documents):
+        def build_plain(self, documents):
             return BosBytes()
 
     corpus = prepare_corpus(Texts(("ab", "c")), Config(), Split("position", 0.01), None)
@@ -116,6 +117,7 @@ def test_long_documents_are_encoded_in_pieces():
         CharacterTokenizerConfig(),
         WordTokenizerConfig(vocab_size=20),
         SentencePieceConfig(vocab_size=300),
+        ByteTokenizerConfig(special_tokens=SpecialTokens(names=("[MASK]",), num_sentinels=3)),
     ],
 )
 def test_second_start_reads_what_the_first_wrote(tmp_path, config, monkeypatch):
@@ -132,7 +134,8 @@ def test_second_start_reads_what_the_first_wrote(tmp_path, config, monkeypatch):
         assert np.array_equal(a.starts, b.starts)
         assert a.num_bytes == b.num_bytes
     assert first.fingerprint == second.fingerprint
-    assert load_tokenizer(tmp_path / "data", first.tokenizer.fingerprint()).vocab_size == first.tokenizer.vocab_size
+    loaded = load_tokenizer(tmp_path / "data", first.tokenizer.fingerprint())
+    assert (loaded.vocab_size, loaded.special_ids) == (first.tokenizer.vocab_size, first.tokenizer.special_ids)
     assert isinstance(second.train.stream, np.memmap)
 
 
@@ -204,7 +207,7 @@ def test_models_with_many_ids_use_wider_tokens():
             return super().encode(text) + 65_536
 
     class Config(TokenizerConfig):
-        def build(self, documents):
+        def build_plain(self, documents):
             return Wide()
 
     corpus = prepare_corpus(SOURCE, Config(), BY_DOCUMENT, None)

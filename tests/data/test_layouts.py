@@ -1,14 +1,11 @@
 import grain
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_like.data.corpus import Tokens
-from t5x_like.data.layouts import PackedRows, Windows
-
-INPUTS, TARGETS, WEIGHTS = "decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"
-SEGMENTS, POSITIONS = "decoder_segment_ids", "decoder_positions"
-PAD = 7
+from t5x_like.data.layouts import AllWindows, DocumentRows, PackedRows, Windows
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 LENGTH = st.integers(1, 17)
@@ -20,68 +17,106 @@ def numbered(lengths) -> Tokens:
     return Tokens(np.arange(99, 99 + ends[-1]), ends - np.array(lengths), ends, 0)
 
 
+def packed(tokens, length, extra=0):
+    return PackedRows(tokens, length, lambda lengths: lengths + extra, length + extra)
+
+
+def read_all(layout):
+    return layout.read(np.arange(layout.num_rows))
+
+
 @given(LENGTHS, LENGTH)
 def test_windows_lose_and_repeat_nothing(lengths, length):
     tokens = numbered(lengths)
-    windows = Windows(tokens, length, PAD)
-    rows = windows.read(np.arange(windows.num_rows))
-    real = rows[WEIGHTS] == 1
-    assert rows[TARGETS][real].tolist() == tokens.stream[1:].tolist()
-    assert rows[INPUTS][real].tolist() == tokens.stream[:-1].tolist()
-    assert windows.num_targets == real.sum() == sum(lengths)
-    assert (rows[INPUTS][~real] == PAD).all()
-    assert (rows[TARGETS][~real] == PAD).all()
-    assert real[:-1].all()
-    assert {name: values.dtype for name, values in rows.items()} == {INPUTS: "int32", TARGETS: "int32", WEIGHTS: "f4"}
+    layout = Windows(tokens, length)
+    text = read_all(layout)
+    assert text.tokens.tolist() == tokens.stream[1:].tolist()
+    assert text.before.tolist() == tokens.stream[:-1].tolist()
+    assert text.pieces.rows.tolist() == list(range(layout.num_rows))
+    assert (text.pieces.lengths[:-1] == length).all()
+    assert layout.num_tokens == sum(lengths) == round(layout.tokens_per_row * layout.num_rows)
+    assert text.tokens.dtype == text.before.dtype == np.int32
+
+
+def test_windows_start_anywhere():
+    text = read_all(AllWindows(numbered([9]), 4))
+    assert text.tokens.reshape(-1, 4).tolist() == [[100 + start + i for i in range(4)] for start in range(6)]
+
+
+@given(LENGTHS, LENGTH, st.integers(0, 3))
+def test_packing_loses_nothing_and_never_crosses_documents(lengths, length, extra):
+    tokens = numbered(lengths)
+    layout = packed(tokens, length, extra)
+    text = read_all(layout)
+    assert sorted(text.tokens) == tokens.stream[1:].tolist()
+    assert layout.num_tokens == len(text.tokens)
+    room = np.bincount(text.pieces.rows, weights=text.pieces.lengths + extra)
+    assert room.max() <= length + extra
+    check_pieces(text, lengths, length)
 
 
 @given(LENGTHS, LENGTH)
-def test_packing_loses_nothing_and_never_crosses_documents(lengths, length):
+def test_documents_are_cut_into_rows(lengths, length):
     tokens = numbered(lengths)
-    packed = PackedRows(tokens, length, PAD)
-    rows = packed.read(np.arange(packed.num_rows))
-    real = rows[WEIGHTS] == 1
-    assert sorted(rows[TARGETS][real]) == tokens.stream[1:].tolist()
-    assert (rows[INPUTS][real] == rows[TARGETS][real] - 1).all()
-    assert packed.num_targets == real.sum()
-    assert ((rows[SEGMENTS] > 0) == real).all()
-    for name, padding in ((INPUTS, PAD), (TARGETS, PAD), (POSITIONS, 0)):
-        assert (rows[name][~real] == padding).all()
+    layout = DocumentRows(tokens, length)
+    text = read_all(layout)
+    assert text.tokens.tolist() == tokens.stream[1:].tolist()
+    assert text.pieces.rows.tolist() == list(range(layout.num_rows))
+    assert layout.num_rows == sum(-(-n // length) for n in lengths)
+    assert layout.num_documents == len(lengths)
+    check_pieces(text, lengths, length)
 
+
+def check_pieces(text, lengths, length):
     document = np.repeat(np.arange(len(lengths)), lengths)
-    for row in range(packed.num_rows):
-        for segment in range(1, rows[SEGMENTS][row].max() + 1):
-            inside = rows[SEGMENTS][row] == segment
-            targets = rows[TARGETS][row][inside]
-            assert len(set(document[targets - 100])) == 1
-            assert np.diff(targets).tolist() == [1] * (len(targets) - 1)
-            assert np.diff(np.flatnonzero(inside)).tolist() == [1] * (len(targets) - 1)
-            assert rows[POSITIONS][row][inside].tolist() == list(range(len(targets)))
+    assert (text.before == text.tokens - 1).all()
+    assert (text.pieces.lengths <= length).all()
+    for piece in np.split(text.tokens, text.pieces.begins[1:]):
+        assert len(set(document[piece - 100])) == 1
+        assert np.diff(piece).tolist() == [1] * (len(piece) - 1)
+
+
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=8), LENGTH)
+def test_rows_of_other_documents(lengths, length):
+    layout = DocumentRows(numbered(lengths), length)
+    document = np.repeat(np.arange(len(lengths)), [-(-n // length) for n in lengths])
+    for row in range(layout.num_rows):
+        others = np.flatnonzero(document != document[row])
+        bits = np.arange(len(others)).astype(np.uint64)
+        # Each of them once as the bits go round.
+        assert sorted(layout.elsewhere(np.full(len(others), row), bits)) == others.tolist()
 
 
 @given(LENGTHS, LENGTH)
 def test_rows_beyond_the_end_are_empty(lengths, length):
-    for layout in (Windows(numbered(lengths), length, PAD), PackedRows(numbered(lengths), length, PAD)):
-        rows = layout.read(layout.num_rows + np.array([0, 1, 5]))
-        assert (rows[WEIGHTS] == 0).all()
-        assert (rows[INPUTS] == PAD).all()
+    for layout in (
+        Windows(numbered(lengths), length),
+        packed(numbered(lengths), length),
+        DocumentRows(numbered(lengths), length),
+    ):
+        text = layout.read(layout.num_rows + np.array([0, 1, 5]))
+        assert len(text.tokens) == len(text.pieces.rows) == 0
+        assert text.pieces.num_rows == 3
 
 
 def test_documents_without_any_target():
     # A tokenizer without eos leaves none in a document of one token, nor in one of no token.
     tokens = Tokens(np.arange(4), starts=np.array([1, 2, 4]), ends=np.array([1, 4, 3]), num_bytes=0)
-    packed = PackedRows(tokens, 4, PAD)
-    assert packed.read(np.arange(1))[TARGETS].tolist() == [[2, 3, PAD, PAD]]
-    assert packed.num_targets == 2
-    assert PackedRows(Tokens(np.zeros(0), np.zeros(0, int), np.zeros(0, int), 0), 4, PAD).num_rows == 0
-    assert Windows(Tokens(np.zeros(0), np.zeros(0, int), np.zeros(0, int), 0), 4, PAD).num_rows == 0
+    for layout in (packed(tokens, 4), DocumentRows(tokens, 4)):
+        assert read_all(layout).tokens.tolist() == [2, 3]
+        assert layout.num_tokens == 2
+
+
+@pytest.mark.parametrize("make", [packed, DocumentRows, Windows])
+def test_no_text_at_all(make):
+    assert make(Tokens(np.zeros(0), np.zeros(0, int), np.zeros(0, int), 0), 4).num_rows == 0
 
 
 def test_packing_fills_rows_better_than_grain():
     length = 512
     lengths = np.minimum(np.random.default_rng(0).lognormal(4.5, 1.2, 3000).astype(int) + 1, length)
-    packed = PackedRows(numbered(lengths), length, PAD)
+    ours = packed(numbered(lengths), length)
     documents = grain.MapDataset.source([{"x": np.ones(n, np.int32)} for n in lengths]).to_iter_dataset()
     theirs = grain.experimental.BestFitPackIterDataset(documents, length_struct={"x": length}, num_packing_bins=64)
-    assert packed.num_rows <= sum(1 for _ in theirs)
-    assert packed.num_targets / (packed.num_rows * length) > 0.97
+    assert ours.num_rows <= sum(1 for _ in theirs)
+    assert ours.num_tokens / (ours.num_rows * length) > 0.97

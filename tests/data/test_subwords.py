@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from t5x_like.data.python_library import PythonLibrarySource
 from t5x_like.data.subwords import SentencePieceConfig, SentencePieceFileConfig
+from t5x_like.data.tokenizers import SpecialTokens
 from t5x_like.errors import UserError
 
 
@@ -61,6 +62,30 @@ def test_special_ids_of_a_model_are_kept(tmp_path):
         )
     tokenizer = SentencePieceFileConfig(model_file=str(tmp_path / "m.model")).build(Docs())
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, None)
+
+
+def test_special_tokens_of_a_model_are_used(tmp_path):
+    with open(tmp_path / "m.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=Docs().train(),
+            model_writer=file,
+            vocab_size=500,
+            user_defined_symbols=["<extra_id_1>", "<extra_id_0>", "[S2S]"],
+            minloglevel=2,
+        )
+    special = SpecialTokens(names=("[S2S]", "[MASK]"), num_sentinels=3)
+    tokenizer = SentencePieceFileConfig(model_file=str(tmp_path / "m.model"), special_tokens=special).build(Docs())
+    assert tokenizer.vocab_size == 502
+    assert [tokenizer.sentinel(number) for number in range(3)] == [4, 3, 501]
+    assert (tokenizer.special_id("[S2S]"), tokenizer.mask_id) == (5, 500)
+    assert [tokenizer.token_bytes()[i] for i in (0, 1, 2, 3, 4, 5, 500)] == [b""] * 7
+    assert tokenizer.decode([4, 500]) == "<extra_id_0>[MASK]"
+
+
+def test_bytes_of_tokens_spell_the_text():
+    tokenizer = trained("bpe")
+    text = "  two\n\u65e5\u672c caf\u00e9 \u2585"
+    assert b"".join(tokenizer.token_bytes()[i] for i in tokenizer.encode(text)).decode() == text
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.data.tokenizers import (
     ByteTokenizerConfig,
     CharacterTokenizer,
     CharacterTokenizerConfig,
+    SpecialTokens,
     WordTokenizer,
     WordTokenizerConfig,
     cut,
@@ -108,3 +110,49 @@ def test_sample_is_bounded_and_from_everywhere():
     assert numbers[0] == 0
     assert numbers[-1] > 900
     assert sample(texts, 10**6, piece=50) == texts
+
+
+SPECIAL = SpecialTokens(names=("[MASK]", "[CLS]", "[SEP]"), num_sentinels=4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ByteTokenizerConfig(special_tokens=SPECIAL),
+        CharacterTokenizerConfig(special_tokens=SPECIAL),
+        WordTokenizerConfig(vocab_size=5, special_tokens=SPECIAL),
+        SentencePieceConfig(vocab_size=275, special_tokens=SPECIAL),
+    ],
+)
+def test_special_tokens_follow_the_vocabulary(config):
+    documents = Texts([" two words" * 50, ""])
+    tokenizer, plain = config.build(documents), config.build_plain(documents)
+    size, text = plain.vocab_size, " two words words"
+    assert tokenizer.vocab_size == size + 7
+    assert (tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id) == (size, size + 1, size + 2)
+    # T5: the first sentinel has the last id.
+    assert [tokenizer.sentinel(number) for number in range(4)] == [size + 6, size + 5, size + 4, size + 3]
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id) == (plain.pad_id, plain.eos_id, plain.bos_id)
+    ids = plain.encode(text).tolist()
+    assert tokenizer.encode(text).tolist() == tokenizer.encode_batch([text])[0].tolist() == ids
+    shown = tokenizer.decode([size + 1, *ids, size + 6, 10**6, size, *ids])
+    assert shown == f"[CLS]{text}<extra_id_0>[MASK]{text}"
+    assert tokenizer.fingerprint() != plain.fingerprint()
+    assert tokenizer.token_bytes() == plain.token_bytes() + [b""] * 7
+    assert b"".join(tokenizer.token_bytes()[i] for i in ids).decode() == text
+    with pytest.raises(UserError, match=r"4 sentinels and sentinel 4 is needed: set SpecialTokens.num_sentinels to 5"):
+        tokenizer.sentinel(4)
+    with pytest.raises(UserError, match=r"no token \[R\]: add it to SpecialTokens.names"):
+        tokenizer.special_id("[R]")
+
+
+def test_no_special_tokens_change_nothing():
+    tokenizer = ByteTokenizerConfig().build(Texts([]))
+    assert (tokenizer.vocab_size, tokenizer.num_sentinels, dict(tokenizer.special_ids)) == (259, 0, {})
+    assert list(tokenizer.files()) == ["vocabulary.json"]
+
+
+@pytest.mark.parametrize("fields", [{"names": ("[A]", "[A]")}, {"names": ("",)}, {"num_sentinels": -1}])
+def test_bad_special_tokens(fields):
+    with pytest.raises(UserError, match=rf"SpecialTokens\.{next(iter(fields))}="):
+        SpecialTokens(**fields)

@@ -183,6 +183,6 @@ def test_masked_validation_rows_weigh_nothing(directory):
     job = set_up(experiment, build_mesh(MeshConfig(), jax.devices()[:1]), data.tokenizer.vocab_size)
     results = [batch_loss(LossConfig(), job.spec.graphdef, outcome.state.params, data.validation.batch(i))[1]
             for i in range(data.validation.num_batches)]  # fmt: skip
-    expected = sum(float(r.sums["tokens"]["loss"]) for r in results) / data.validation.num_targets
+    expected = sum(float(r.sums["tokens"]["loss"]) for r in results) / data.validation.layout.num_tokens
     np.testing.assert_allclose(outcome.scores["loss"], expected, rtol=1e-5)
-    assert outcome.scores["num_tokens"] == data.validation.num_targets
+    assert outcome.scores["num_tokens"] == data.validation.layout.num_tokens
