@@ -98,9 +98,9 @@ def _explain_macro(name: str, bindings: Bindings) -> str:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Returns the entries of the `Attributes:` sections of a class and its bases, each on one line."""
+    """Returns the entries of the `Attributes:` sections of a class and of bases with fields, each on one line."""
     docs = {}
-    for known in reversed(cls.__mro__):
+    for known in [*filter(dataclasses.is_dataclass, reversed(cls.__mro__[1:])), cls]:
         _, _, section = inspect.cleandoc(known.__doc__ or "").partition("Attributes:\n")
         # An entry starts at the section's own indentation, `  name: text`; deeper lines continue it.
         entries = re.findall(r"^ {2,4}(\w+): (.*(?:\n {4,}.*)*)", section.split("\n\n")[0], re.MULTILINE)
