@@ -302,7 +302,6 @@ _exchange.defvjp(_exchange_forward, _exchange_backward)
 def _exchange_ragged(num_rows: int, x: Float[Array, "rows embed"], plan: _Plan) -> Float[Array, "received embed"]:
     me = lax.axis_index("expert")
     places = jnp.zeros_like(x, shape=(num_rows, x.shape[1]))
-    places = lax.pcast(places, tuple(jax.typeof(x).vma), to="varying")
     return lax.ragged_all_to_all(
         x,
         places,
