@@ -162,6 +162,7 @@ def by_equal_rows(
     shares: Shares,
 ) -> Float[Array, "tokens embed"]:
     """Experts with equally many rows each; with experts on several devices, two all-to-alls."""
+    x, row_weights = _differing((x, row_weights), shares)
     sent = spread(x, rows).reshape(num_experts, -1, x.shape[1])
     if shares.experts > 1:
         sent = lax.all_to_all(sent, "expert", 0, 1, tiled=True)
@@ -196,6 +197,7 @@ def by_ring(
     """
     num_rows = _buffer_rows(experts, num_experts, shares, buffer_factor)
     local = num_experts // shares.experts
+    x, weights = _differing((x, weights), shares)
     if shares.experts > 1:
         x, experts, weights = (lax.all_gather(a, "expert", tiled=True) for a in (x, experts, weights))
         experts = experts - lax.axis_index("expert") * local
@@ -221,6 +223,7 @@ def by_ragged_all_to_all(
         return by_ring(x, experts, weights, compute, num_experts, shares, buffer_factor)
     num_rows = _buffer_rows(experts, num_experts, shares, buffer_factor)
     local = num_experts // shares.experts
+    x, weights = _differing((x, weights), shares)
     assignments, counts, _ = sorted_rows(experts.reshape(-1), num_experts, experts.size)
     rows, row_weights = of_tokens(assignments, weights)
 
@@ -248,6 +251,11 @@ def _buffer_rows(
     if shares.experts == 1 or buffer_factor is None:
         return tokens * choices if shares.experts == 1 else worst
     return min(worst, math.ceil(buffer_factor * tokens * choices))
+
+
+def _differing(arrays: tuple[Array, ...], shares: Shares) -> tuple[Array, ...]:
+    """Says that `tensor` may make a difference, so that gradients are added up over it per token, not per row."""
+    return lax.pcast(arrays, "tensor", to="varying") if shares.splits_mlp else arrays
 
 
 def _weighted(y: Float[Array, "rows embed"], row_weights: Float[Array, "rows"]) -> Float[Array, "rows embed"]:
