@@ -59,7 +59,7 @@ _move.defvjp(_move_forward, _move_backward)
 
 
 def _take(x, index):
-    return x.at[index].get(mode="fill", fill_value=0)
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 
 class Ranking(NamedTuple):
