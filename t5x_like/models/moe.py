@@ -13,7 +13,7 @@ from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.dispatch import capacity_rows, chosen_rows, of_tokens
 from t5x_like.models.feedforward import ACTIVATIONS, MLP, Activation, MLPConfig
-from t5x_like.models.parameters import Initializer, Linear, Module, parameter
+from t5x_like.models.parameters import Initializer, Initializers, Linear, Module, parameter
 from t5x_like.models.routers import (
     ExpertChoiceRouterConfig,
     HashRouterConfig,
@@ -37,12 +37,13 @@ from t5x_like.sharding.experts import (
 )
 
 Weights = dict[str, Float[Array, "..."]]
+"""By the names of WEIGHT_AXES."""
 
 
 def grouped_matmul(
     x: Float[Array, "rows in"], kernel: Float[Array, "experts in out"], sizes: Int[Array, "experts"]
 ) -> Float[Array, "rows out"]:
-    """Each expert's rows, which are neighbours, times its kernel."""
+    """Each expert's rows, which are neighbours, times its kernel; rows after the last expert's give zeros."""
     return lax.ragged_dot(x, kernel, sizes)
 
 
@@ -152,9 +153,7 @@ class MoEConfig:
         """The perceptron that sees every token."""
         if self.shared_d_ff is None:
             return None
-        return MLPConfig(
-            d_ff=self.shared_d_ff, activation=self.activation, gated=self.gated, use_bias=self.use_bias
-        )
+        return MLPConfig(d_ff=self.shared_d_ff, activation=self.activation, gated=self.gated, use_bias=self.use_bias)
 
     def _check_combinations(self):
         router = type(self.router).__name__
@@ -220,6 +219,7 @@ WEIGHT_AXES = {
     "down_bias": ("expert", "embed"),
     "balance_bias": ("router",),
 }
+"""What a device needs to run experts on its tokens, apart from any dim of stacked layers."""
 
 
 class MoE(Module):
@@ -228,29 +228,22 @@ class MoE(Module):
         config: MoEConfig,
         d_model: int,
         *,
-        init: Initializer,
-        out_init: Initializer,
+        inits: Initializers,
         dtype: jnp.dtype,
         key: PRNGKeyArray,
     ):
         embed, mlp = ("embed", d_model), ("mlp", config.d_ff)
         keys = jax.random.split(key, 6)
         expert = partial(ExpertLinear, config.num_experts, use_bias=config.use_bias)
-        self.router = Router(config.router, config.num_experts, d_model, init=init, key=keys[0])
-        self.up = expert(embed, mlp, init=init, key=keys[1])
-        self.gate = expert(embed, mlp, init=init, key=keys[2]) if config.gated else None
-        self.down = expert(mlp, embed, init=out_init, key=keys[3])
-        self.shared = (
-            MLP(config.shared, d_model, init=init, out_init=out_init, dtype=dtype, key=keys[4])
-            if config.shared
-            else None
+        self.router = Router(config.router, config.num_experts, d_model, init=inits.kernel, key=keys[0])
+        self.up = expert(embed, mlp, init=inits.inner, key=keys[1])
+        self.gate = expert(embed, mlp, init=inits.inner, key=keys[2]) if config.gated else None
+        self.down = expert(mlp, embed, init=inits.out, key=keys[3])
+        self.shared = MLP(config.shared, d_model, inits=inits, dtype=dtype, key=keys[4]) if config.shared else None
+        gate = lambda: Linear(
+            {"embed": d_model}, {"shared_gate": 1}, init=inits.kernel, use_bias=False, dtype=dtype, key=keys[5]
         )
-        gate: dict[str, int] = {"shared_gate": 1}
-        self.shared_gate = (
-            Linear({"embed": d_model}, gate, init=init, use_bias=False, dtype=dtype, key=keys[5])
-            if config.shared_gate
-            else None
-        )
+        self.shared_gate = gate() if config.shared_gate else None
         self.config = config
         self.dtype = dtype
 

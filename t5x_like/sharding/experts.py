@@ -6,6 +6,7 @@ tokens before it sorts them. Sums over the tokens go over all devices, so result
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,7 @@ from t5x_like.sharding.logical import automatic_axes, batch_axes, partition_spec
 
 Compute = Callable[[Array, Int[Array, "experts"] | None], Array]
 """Runs a device's experts: on rows [rows, embed] sorted by expert with the number of each, or, without numbers, on as
-many rows for each: [experts, rows, embed]. What it gives for rows beyond the numbers is not looked at."""
+many rows for each: [experts, rows, embed]. Rows beyond the numbers are zero, and stay so."""
 
 
 def check_experts(num_experts: int | None, mesh: Mesh) -> None:
@@ -69,13 +70,11 @@ class Shares:
 
     Attributes:
       tokens: axes that split the tokens.
-      manual: all axes that are handled by hand.
       experts: number of devices that split the experts.
       splits_mlp: whether `tensor` splits each expert; its results are then partial sums.
     """
 
     tokens: tuple[str, ...] = ()
-    manual: tuple[str, ...] = ()
     experts: int = 1
     splits_mlp: bool = False
 
@@ -108,8 +107,8 @@ def on_each_device(
     used = {axis for spec in specs.values() for axis in spec if axis}
     token_spec = _token_spec(length, group, sizes)
     token_axes = (*batch_axes(), *(("sequence",) if token_spec[1] else ()))
-    manual = tuple(axis for axis in sizes if axis in (*batch_axes(), "sequence", "tensor"))
-    shares = Shares(token_axes, manual, sizes["expert"] if "expert" in used else 1, "tensor" in used)
+    shares = Shares(token_axes, sizes["expert"] if "expert" in used else 1, "tensor" in used)
+    manual = {axis for axis in sizes if axis in (*batch_axes(), "sequence", "tensor")}
     if not manual:
         y, sums = function(*flat(tokens), weights, shares)
         return y.reshape(batch, length, -1), sums
@@ -121,13 +120,23 @@ def on_each_device(
             y = lax.psum(y, "tensor")
         return y.reshape(*tokens[0].shape[:2], -1), lax.psum(sums, token_axes) if token_axes else sums
 
-    unit = math.prod(sizes[axis] for axis in batch_axes()) * max(1, group // length)
-    missing = -batch % unit
+    missing = _missing_rows(batch, length, group, math.prod(sizes[axis] for axis in batch_axes()))
     padded = tuple(jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in tokens)
     y, sums = jax.shard_map(
-        local, in_specs=(token_spec, specs), out_specs=(token_spec, PartitionSpec()), axis_names=set(manual)
+        local, in_specs=(token_spec, specs), out_specs=(token_spec, PartitionSpec()), axis_names=manual
     )(padded, weights)
     return y[:batch], sums
+
+
+def _missing_rows(batch: int, length: int, group: int, devices: int) -> int:
+    """How many more rows the batch must have for each device to get equally many whole groups."""
+    missing = -batch % (devices * max(1, group // length))
+    if missing and batch % devices == 0 and length > 1:
+        logging.warning(
+            f"Mixture of experts: groups of {group} tokens are too few for {devices} devices, some of which idle. "
+            f"A group_size of {batch * length // devices} would keep all busy."
+        )
+    return missing
 
 
 def _token_spec(length: int, group: int, sizes: dict[str, int]) -> PartitionSpec:
@@ -204,7 +213,7 @@ def by_ring(
         experts = jnp.where(experts >= 0, experts, local)
     assignments, sizes, dropped = sorted_rows(experts.reshape(-1), local, num_rows)
     rows, row_weights = of_tokens(assignments, weights)
-    y = _valid(compute(_valid(spread(x, rows), sizes), sizes), sizes)
+    y = compute(spread(x, rows), sizes)
     y = collect(_weighted(y, row_weights), rows, len(x))
     return (lax.psum_scatter(y, "expert", tiled=True) if shares.experts > 1 else y), dropped
 
@@ -236,7 +245,7 @@ def by_ragged_all_to_all(
     expert = jnp.where(jnp.arange(num_rows) < jnp.sum(arriving), expert, local)
     by_expert, sizes, _ = sorted_rows(expert, local, num_rows)
 
-    y = _valid(compute(_valid(spread(received, by_expert), sizes), sizes), sizes)
+    y = compute(spread(received, by_expert), sizes)
     back = _exchange(collect(y, by_expert, num_rows), there.reversed(), len(rows.token_of_row))
     y = collect(_weighted(back, row_weights), rows, len(x))
     return y, jnp.maximum(jnp.sum(arriving) - num_rows, 0)
@@ -260,11 +269,6 @@ def _differing(arrays: tuple[Array, ...], shares: Shares) -> tuple[Array, ...]:
 
 def _weighted(y: Float[Array, "rows embed"], row_weights: Float[Array, "rows"]) -> Float[Array, "rows embed"]:
     return (y * row_weights[:, None]).astype(y.dtype)
-
-
-def _valid(rows: Float[Array, "rows embed"], sizes: Int[Array, "experts"]) -> Float[Array, "rows embed"]:
-    """Zeroes the rows after the last expert's, and their gradients: a grouped matrix product leaves them undefined."""
-    return jnp.where(jnp.arange(len(rows))[:, None] < jnp.sum(sizes), rows, 0)
 
 
 class _Plan(NamedTuple):

@@ -23,7 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from t5x_like.models.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig
-from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split
+from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split
 from t5x_like.sharding.logical import partition_spec, shardings
 from t5x_like.sharding.mesh import MESH_AXES
 
@@ -44,7 +44,7 @@ def compile_gradient(dispatch, sizes):
     mesh = jax.make_mesh([sizes.get(axis, 1) for axis in MESH_AXES], MESH_AXES, types, devices=devices)
     config = MoEConfig(num_experts=16, experts_per_token=2, d_ff=MLP, dispatch=dispatch)
     init = InitializerConfig().build()
-    build = lambda: MoE(config, EMBED, init=init, out_init=init, dtype=jnp.bfloat16, key=jax.random.key(0))
+    build = lambda: MoE(config, EMBED, inits=Initializers(init, init, init), dtype=jnp.bfloat16, key=jax.random.key(0))
     kept = {}
 
     def params():

@@ -5,7 +5,7 @@ import pytest
 
 from t5x_like.errors import UserError
 from t5x_like.models.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig, glu
-from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split, stack_modules
+from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split, stack_modules
 from t5x_like.models.routers import (
     ExpertChoiceRouterConfig,
     HashRouterConfig,
@@ -21,7 +21,7 @@ BATCH, LENGTH, EMBED, MLP, EXPERTS = 4, 8, 16, 12, 6
 def build(dtype=jnp.float32, key=0, **config) -> MoE:
     config = MoEConfig(**{"num_experts": EXPERTS, "experts_per_token": 2, "d_ff": MLP, **config})
     init = InitializerConfig(stddev=0.3).build()
-    moe = MoE(config, EMBED, init=init, out_init=init, dtype=dtype, key=jax.random.key(key))
+    moe = MoE(config, EMBED, inits=Initializers(init, init, init), dtype=dtype, key=jax.random.key(key))
     for layer in (moe.up, moe.gate, moe.down):
         if layer is not None and layer.bias is not None:
             layer.bias[...] = init(jax.random.key(9), layer.bias.shape, 1, 1)

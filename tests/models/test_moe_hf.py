@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5x_like.models.moe import MoE, MoEConfig
-from t5x_like.models.parameters import InitializerConfig
+from t5x_like.models.parameters import InitializerConfig, Initializers
 from t5x_like.models.routers import SigmoidRouterConfig, SoftmaxRouterConfig
 
 pytestmark = pytest.mark.hf
@@ -137,7 +137,7 @@ def set_expert_weights(moe, theirs):
 
 def with_their_weights(config, theirs):
     init = InitializerConfig().build()
-    moe = MoE(config, EMBED, init=init, out_init=init, dtype=jnp.float32, key=jax.random.key(0))
+    moe = MoE(config, EMBED, inits=Initializers(init, init, init), dtype=jnp.float32, key=jax.random.key(0))
     set_expert_weights(moe, theirs)
     gate = "gate" if "gate.weight" in theirs else "router"
     moe.router.kernel[...] = theirs[f"{gate}.weight"].T
