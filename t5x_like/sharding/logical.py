@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("batch", ("data", "fsdp")),
+    ("batch", ("data", "fsdp", "expert")),
     ("length", ("sequence",)),
     ("layers", ("stage",)),
     ("expert", ("expert",)),
@@ -21,7 +21,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """In order of priority: a rule applies where its mesh axes are still free in the array and divide the dim.
 
-Names without a rule (head_dim, norm, position) stay whole. Activations and parameters share the table: in
+Names without a rule (head_dim, norm, position, router) stay whole. Activations and parameters share the table: in
 ("batch", "length", "embed") the batch has taken `fsdp` before "embed" asks for it.
 """
 
@@ -64,6 +64,12 @@ def on_devices(arrays: dict[str, Any], target: dict[str, jax.ShapeDtypeStruct]) 
     return jax.device_put(arrays, {name: target[name].sharding for name in arrays})
 
 
+def automatic_axes() -> dict[str, int]:
+    """Sizes of the axes of the mesh in context that XLA handles here: not those of a `shard_map` around this."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {} if mesh.empty else {axis: mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes}
+
+
 def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
     """Asks XLA to lay `x` out by its logical axes on the mesh in context (`jax.set_mesh`); None keeps a dim whole.
 
@@ -72,11 +78,10 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    automatic = {axis: mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes}
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, automatic))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, automatic_axes()))
 
 
 def batch_axes() -> tuple[str, ...]:
     """Axes of the mesh in context that split the batch; empty on one device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return () if mesh.empty else tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
+    sizes = automatic_axes()
+    return tuple(axis for axis in dict(RULES)["batch"] if sizes.get(axis, 1) > 1)

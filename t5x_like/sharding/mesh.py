@@ -20,7 +20,7 @@ class MeshConfig:
       data: copies of the model, each on its share of the batch.
       fsdp: shares of the batch among which parameters and optimizer state are sharded too.
       stage: pipeline stages.
-      expert: shares of the experts of a mixture of experts.
+      expert: shares of the experts of a mixture of experts; the batch is split over it too.
       sequence: shares of the sequence length.
       tensor: shares of heads, hidden units and vocabulary.
     """
@@ -40,10 +40,10 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             free = ", ".join(axis for axis, size in sizes.items() if size == -1)
             raise UserError(f"MeshConfig has -1 for {free}: at most one axis may take the devices left.")
-        for axis in ("stage", "expert", "sequence"):
+        for axis in ("stage", "sequence"):
             if sizes[axis] != 1:
                 raise UserError(
-                    f"MeshConfig.{axis} is {sizes[axis]}: only data, fsdp and tensor can be above 1 for now."
+                    f"MeshConfig.{axis} is {sizes[axis]}: only data, fsdp, expert and tensor can be above 1 for now."
                 )
 
     @property

@@ -3,7 +3,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from t5x_like.errors import UserError
-from t5x_like.sharding.logical import constrain, partition_spec
+from t5x_like.sharding.logical import batch_axes, constrain, partition_spec
 from t5x_like.sharding.mesh import MeshConfig, build_mesh, describe_mesh
 
 
@@ -54,6 +54,27 @@ MESH = {"data": 2, "fsdp": 4, "stage": 1, "expert": 1, "sequence": 1, "tensor": 
 )
 def test_rules_use_each_mesh_axis_once_and_only_where_it_divides(axes, shape, expected):
     assert partition_spec(axes, shape, MESH) == expected
+
+
+def test_the_expert_axis_splits_experts_and_the_batch_but_no_router():
+    mesh = {**MESH, "fsdp": 2, "expert": 2}
+    assert partition_spec(("batch", "length"), (8, 5), mesh) == P(("data", "fsdp", "expert"), None)
+    assert partition_spec(("expert", "embed", "mlp"), (4, 8, 6), mesh) == P("expert", "fsdp", "tensor")
+    assert partition_spec(("embed", "router"), (8, 4), mesh) == P("fsdp", None)
+
+
+def test_batch_axes_are_those_that_a_shard_map_around_leaves():
+    seen = []
+
+    def inside(x):
+        seen.append(batch_axes())
+        return x
+
+    assert batch_axes() == ()
+    with jax.set_mesh(build_mesh(MeshConfig(data=2, fsdp=2, expert=2))):
+        assert batch_axes() == ("data", "fsdp", "expert")
+        jax.jit(jax.shard_map(inside, in_specs=P("data"), out_specs=P("data"), axis_names={"data"}))(jax.numpy.ones(8))
+    assert seen[0] == ("fsdp", "expert")
 
 
 def test_constrain_acts_under_a_mesh_only():
