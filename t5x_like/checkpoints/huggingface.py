@@ -27,6 +27,8 @@ from t5x_like.checkpoints.safetensors import StoredTensor, Tensor, open_tensors,
 from t5x_like.errors import UserError
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
+from t5x_like.models.feedforward import MLPConfig
+from t5x_like.models.moe import DroplessConfig
 from t5x_like.models.parameters import InitializerConfig, Params
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import ModelConfig
@@ -211,12 +213,18 @@ def _architecture_of_stack(stack: StackConfig, d_model: int) -> StackConfig:
             options |= {"num_kv_heads": attention.kv_heads, "head_dim": attention.head_size(d_model)}
         return dataclasses.replace(attention, **options)
 
+    def plain_feedforward(feedforward):
+        if isinstance(feedforward, MLPConfig):
+            return dataclasses.replace(feedforward, dropout_rate=0.0)
+        options = {"load_balance_weight": 0.0, "z_loss_weight": 0.0, "bias_update_rate": 0.0, "jitter": 0.0}
+        return dataclasses.replace(feedforward, dispatch=DroplessConfig(), **options)
+
     def plain(block: BlockConfig) -> BlockConfig:
         return dataclasses.replace(
             block,
             attention=plain_attention(block.attention),
             cross_attention=block.cross_attention and plain_attention(block.cross_attention),
-            feedforward=dataclasses.replace(block.feedforward, dropout_rate=0.0),
+            feedforward=plain_feedforward(block.feedforward),
             dropout_rate=0.0,
         )
 

@@ -1,6 +1,6 @@
 """What training minimises on a batch: the losses of the model's head, and those of its routers."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.models.losses import Batch, LossConfig
 from t5x_like.models.parameters import GraphDef, Params, merge
+from t5x_like.models.routing import Stats, router_objective
+from t5x_like.models.transformer import Transformer
 
 Totals = dict[str, Float[Array, ""]]
 
@@ -18,12 +20,12 @@ class BatchLoss(NamedTuple):
     Attributes:
       sums: of every metric, by term and name.
       weights: of every term.
-      stats: of the routers, by stack.
+      stats: of the routers.
     """
 
     sums: dict[str, dict[str, Float[Array, ""]]]
     weights: Totals
-    stats: dict[str, Any]
+    stats: Stats
 
     def metrics(self) -> dict[str, Float[Array, ""]]:
         """Every metric's mean over what its term is about, and the weight of each term, e.g. `num_tokens`."""
@@ -35,10 +37,9 @@ class BatchLoss(NamedTuple):
         return means | {f"num_{term}": weight for term, weight in self.weights.items()}
 
 
-def total_weights(graphdef: GraphDef, params: Params, batch: Batch) -> Totals:
+def total_weights(model: Transformer, batch: Batch) -> Totals:
     """What the terms of the loss are divided by: the sum of the weights of each, over the whole batch."""
-    weights = merge(graphdef, params).head.weights(batch)
-    return jax.tree.map(lambda weight: jnp.maximum(jnp.sum(weight), 1), weights)
+    return jax.tree.map(lambda weight: jnp.maximum(jnp.sum(weight), 1), model.head.weights(batch))
 
 
 def batch_loss(
@@ -49,6 +50,7 @@ def batch_loss(
     dropout_key: PRNGKeyArray | None = None,
     *,
     totals: Totals | None = None,
+    share: float = 1.0,
 ) -> tuple[Float[Array, ""], BatchLoss]:
     """Runs the model on a batch, or on one of its microbatches.
 
@@ -59,12 +61,13 @@ def batch_loss(
       batch: arrays by feature name.
       dropout_key: turns dropout on.
       totals: `total_weights` of the whole batch; None: `batch` is the whole.
+      share: of this batch in the whole, for what routers report as means.
 
     Returns:
       The share of this batch in the loss, to be differentiated, and its results.
     """
-    totals = total_weights(graphdef, params, batch) if totals is None else totals
     model = merge(graphdef, params)
+    totals = total_weights(model, batch) if totals is None else totals
     model_key, head_key = model.dropout_keys(dropout_key, 2)
     output = model.run(batch, model_key)
     terms = model.head.terms(
@@ -76,5 +79,7 @@ def batch_loss(
         dropout_key=head_key,
     )
     objective = sum(term.objective / totals[name] for name, term in terms.items())
+    objective += share * router_objective(model.config, output.stats)
     sums = {name: term.metrics for name, term in terms.items()}
-    return objective, BatchLoss(sums, {name: term.weight for name, term in terms.items()}, output.stats)
+    weights = {name: term.weight for name, term in terms.items()}
+    return objective, BatchLoss(sums, weights, jax.tree.map(lambda mean: share * mean, output.stats))

@@ -13,8 +13,10 @@ from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.attention import Attend, Attention, AttentionConfig, KeysValues, TokenInfo
 from t5x_like.models.feedforward import MLP, MLPConfig, dropout
 from t5x_like.models.latent_attention import LatentAttention, LatentAttentionConfig
+from t5x_like.models.moe import MoE, MoEConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializers, Module
+from t5x_like.models.routers import RouterStats
 from t5x_like.sharding.logical import constrain
 
 
@@ -37,7 +39,7 @@ class BlockConfig:
 
     attention: AttentionConfig | LatentAttentionConfig
     cross_attention: AttentionConfig | None = None
-    feedforward: MLPConfig
+    feedforward: MLPConfig | MoEConfig
     norm: NormConfig | None = NormConfig()
     norm_place: Literal["pre", "post", "post_branch", "sandwich"] = "pre"
     norm_attention: bool = True
@@ -60,10 +62,7 @@ class BlockConfig:
     @property
     def uses_dropout(self) -> bool:
         parts = self.attention, self.cross_attention, self.feedforward, self
-        return any(getattr(part, "dropout_rate", 0) for part in parts)
-
-
-RouterStats = Any
+        return any(getattr(part, "dropout_rate", 0) or getattr(part, "jitter", 0) for part in parts)
 
 
 class Encoded(NamedTuple):
@@ -115,7 +114,8 @@ class Block(Module):
         self.cross_attention = cross() if crosses else None
         self.cross_attention_out_norm = norm(crosses and sandwich)
         self.feedforward_norm = norm(not config.parallel)
-        self.feedforward = MLP(config.feedforward, d_model, key=keys[1], **options)
+        feedforward = MoE if isinstance(config.feedforward, MoEConfig) else MLP
+        self.feedforward = feedforward(config.feedforward, d_model, key=keys[1], **options)
         self.feedforward_out_norm = norm(sandwich)
         self.config = config
 
@@ -151,7 +151,9 @@ class Block(Module):
     def feed(
         self, x: Float[Array, "batch length embed"], tokens: TokenInfo, dropout_key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "batch length embed"], RouterStats | None]:
-        return self.feedforward(x, dropout_key), None
+        if isinstance(self.feedforward, MLP):
+            return self.feedforward(x, dropout_key), None
+        return self.feedforward(x, token_ids=tokens.ids, is_token=tokens.is_token, dropout_key=dropout_key)
 
     def add(
         self,

@@ -14,7 +14,7 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention.biases import RelativeBias, alibi_slopes
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.attention import Attend, TokenInfo, attend_within
-from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded, RouterStats
+from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded
 from t5x_like.models.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import (
@@ -28,6 +28,7 @@ from t5x_like.models.parameters import (
     stack_modules,
 )
 from t5x_like.models.positions import AlibiConfig, RelativeBiasConfig
+from t5x_like.models.routers import RouterStats
 
 NAMED_TENSORS = ("query", "key", "value", "attention", "mlp", "gate")
 """What a block names with `checkpoint_name`, in the order it is computed."""
@@ -127,6 +128,14 @@ class StackConfig:
         begin = len(self.first)
         end = begin + self.num_cycles * len(self.cycle)
         return (*range(begin), *range(end, self.num_layers))
+
+    @property
+    def places(self) -> dict[tuple[str, str], tuple[int, ...]]:
+        """The numbers of the layers at each place of the parameters: `scanned` or `unrolled`, and the key there."""
+        begin, size = len(self.first), len(self.cycle)
+        end = begin + self.num_cycles * size
+        scanned = {("scanned", str(i)): tuple(range(begin + i, end, size)) for i in range(size) if end > begin}
+        return scanned | {("unrolled", str(i)): (i,) for i in self.unrolled}
 
     def locate(self, layer: int) -> tuple[tuple[str, str], int | None]:
         """Where the parameters of a layer are: two keys, and the index in arrays stacked over cycles, if they are."""

@@ -5,6 +5,7 @@ import jax
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.latent_attention import LatentAttentionConfig
+from t5x_like.models.moe import MoEConfig
 from t5x_like.models.parameters import Params
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig, ModelConfig
@@ -36,6 +37,10 @@ PEAK_FLOPS = {
     "NVIDIA B200": 2250e12,
 }
 """Dense bfloat16 FLOP/s of one JAX device by its `device_kind` (Google Cloud TPU documentation, NVIDIA data sheets)."""
+
+
+EXPERTS = [["feedforward", name] for name in ("up", "gate", "down")]
+"""Paths of the parameters of a mixture of which a token uses some."""
 
 
 def peak_flops_per_second(device: jax.Device) -> float | None:
@@ -86,7 +91,8 @@ def _products(stack: StackConfig, params: Params, length: int, encoder_length: i
                 names = [entry.key for entry in path]
                 if names[-1] == "kernel":
                     of_encoder = names[0] == "cross_attention" and names[1] in ("key", "value")
-                    share = feedforward.used_share if "experts" in names else 1.0
+                    of_experts = isinstance(feedforward, MoEConfig) and names[:-1] in EXPERTS
+                    share = feedforward.experts_per_token / feedforward.num_experts if of_experts else 1.0
                     total += array.size * share * (encoder_length if of_encoder else length)
     return total
 

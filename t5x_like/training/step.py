@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from t5x_like.models.batch_loss import batch_loss, total_weights
 from t5x_like.models.losses import Batch, LossConfig
-from t5x_like.models.parameters import GraphDef
+from t5x_like.models.parameters import GraphDef, merge
+from t5x_like.models.routing import balance_experts, router_metrics
 from t5x_like.training.state import TrainState, random_key
 
 Metrics = dict[str, Float[Array, ""]]
@@ -34,12 +35,13 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        totals = total_weights(graphdef, state.params, batch)
+        model = merge(graphdef, state.params)
+        totals = total_weights(model, batch)
         dropout_key = random_key(seed, "dropout", state.step)
 
         def objective(params, microbatch, index):
             key = jax.random.fold_in(dropout_key, index)
-            return batch_loss(loss, graphdef, params, microbatch, key, totals=totals)
+            return batch_loss(loss, graphdef, params, microbatch, key, totals=totals, share=1 / num_microbatches)
 
         gradient = jax.grad(objective, has_aux=True)
         if num_microbatches == 1:
@@ -53,12 +55,13 @@ def make_train_step(
             (grads, results), _ = lax.scan(accumulate, zeros, parts)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = balance_experts(model.config, optax.apply_updates(state.params, updates), results.stats)
         ema = state.ema
         if ema_decay is not None:
             ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
         metrics = {
             **results.metrics(),
+            **router_metrics(model.config, results.stats),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
