@@ -31,13 +31,11 @@ class Objective(abc.ABC):
     """What every objective's configuration can do; `length` is DataConfig.sequence_length.
 
     A row holds one piece of text, or several that do not see each other (`packed`).
-
-    Attributes:
-      needs_documents: a row must not mix documents.
-      needs_other_documents: a row takes text of other documents too, so that there must be two or more.
     """
 
+    # A row must not mix documents.
     needs_documents = False
+    # A row takes text of other documents too: there must be two or more.
     needs_other_documents = False
 
     @abc.abstractmethod
