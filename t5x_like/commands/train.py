@@ -8,7 +8,7 @@ from absl import flags
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.commands.dry_run import dry_run
-from t5x_like.commands.trained import Trained, continue_texts
+from t5x_like.commands.trained import Trained, continue_texts, writes_text
 from t5x_like.config import difference, save_run_config, to_dict
 from t5x_like.data.build import build_data
 from t5x_like.decoding.sampling import Sampling
@@ -63,7 +63,7 @@ def command(values: flags.FlagValues) -> None:
         outcome = train(experiment, job, data, directory)
         print(summary(experiment, outcome, directory))
         logs = experiment.run.logging
-        if outcome.complete and logs.sample_tokens:
+        if outcome.complete and logs.sample_tokens and writes_text(experiment.model):
             params = outcome.state.params if outcome.state.ema is None else outcome.state.ema
             model = Trained(
                 experiment, directory, mesh, job.spec.graphdef, params, data.tokenizer, int(outcome.state.step)

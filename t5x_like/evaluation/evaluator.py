@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import jax
 
 from t5x_like.data.build import Data
+from t5x_like.data.objectives.causal import CausalLM
 from t5x_like.models.batch_loss import BatchLoss, batch_loss
 from t5x_like.models.losses import Batch, LossConfig
 from t5x_like.models.parameters import GraphDef, Params
@@ -37,6 +38,8 @@ def make_validation(
       num_batches: how many batches to take; None: the whole split.
     """
     step = jax.jit(make_evaluate_step(graphdef, loss))
+    # Every byte of the text is predicted only by what predicts every token.
+    bytes_per_token = data.bytes_per_token if isinstance(data.config.objective, CausalLM) else None
     total = data.validation.num_batches
     count = min(num_batches or total, total)
     # Spread over the split: neighbours are alike.
@@ -44,7 +47,7 @@ def make_validation(
 
     def validate(params: Params) -> dict[str, float]:
         batches = (on_devices(data.validation.batch(number), target) for number in numbers)
-        return evaluate(step, params, batches, data.bytes_per_token)
+        return evaluate(step, params, batches, bytes_per_token)
 
     return validate
 

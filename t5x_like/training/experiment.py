@@ -6,6 +6,7 @@ from t5x_like.checkpoints.manager import CheckpointConfig
 from t5x_like.configurable import configurable
 from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
+from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.losses import LossConfig
 from t5x_like.models.positions import LearnedPositionsConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
@@ -135,6 +136,7 @@ class Experiment:
     run: RunConfig
 
     def __post_init__(self):
+        self._check_features()
         positions, length = self.model.positions, self.data.sequence_length
         if isinstance(positions, LearnedPositionsConfig) and positions.max_length < length:
             raise UserError(
@@ -145,4 +147,34 @@ class Experiment:
             raise UserError(
                 f"DataConfig.batch_size ({self.data.batch_size}) is not a multiple of RunConfig.num_microbatches "
                 f"({self.run.num_microbatches})."
+            )
+
+    def _check_features(self):
+        """The objective must give the model what it reads, and the head what it is scored by."""
+        model, objective = type(self.model).__name__, type(self.data.objective).__name__
+        features, suffix = self.data.features, "_input_tokens"
+        reads = {"DecoderConfig": {"decoder"}, "EncoderConfig": {"encoder"}}.get(model, {"encoder", "decoder"})
+        given = {name.removesuffix(suffix) for name in features if name.endswith(suffix)}
+        if reads != given:
+            raise UserError(
+                f"Experiment.model is {model}, which reads {' and '.join(sorted(reads))} tokens, but "
+                f"DataConfig.objective = @{objective}() gives {' and '.join(sorted(given))} tokens: choose a model and "
+                "an objective that fit."
+            )
+        if not isinstance(self.model.head, LanguageModelHeadConfig):
+            raise UserError(
+                f"{model}.head is {type(self.model.head).__name__}, but DataConfig.objective = @{objective}() has "
+                "tokens to predict: use LanguageModelHeadConfig."
+            )
+        if self.model.head.classify_pairs != ("pair_labels" in features):
+            raise UserError(
+                f"LanguageModelHeadConfig.classify_pairs is {self.model.head.classify_pairs}, but DataConfig.objective "
+                f"= @{objective}() has {'' if 'pair_labels' in features else 'no '}pairs to classify: change the one "
+                "or the other (MaskedLM.pairs)."
+            )
+        biases = (stack.position_bias for stack in self.model.stacks.values())
+        if "decoder_order" in features and any(bias is not None for bias in biases):
+            raise UserError(
+                f"DataConfig.objective = @{objective}() orders tokens otherwise than they stand, and "
+                "StackConfig.position_bias goes by where they stand: use rotary or learned positions."
             )
