@@ -88,8 +88,17 @@ CASES = {
     "ragged": {"dispatch": DroplessConfig(exchange="ragged_all_to_all"), "use_bias": True},
     "expert choice": {"router": ExpertChoiceRouterConfig(group_size=4)},
 }
-PAIRS = [(case, mesh) for case in ("dropless", "capacity") for mesh in MESHES]
-PAIRS += [(case, mesh) for case in ("ragged", "expert choice") for mesh in list(MESHES)[2:4]]
+DIAGONAL = [
+    ("dropless", "fsdp=8"),
+    ("dropless", "data=2 x expert=4"),
+    ("dropless", "fsdp=2 x expert=2 x tensor=2"),
+    ("capacity", "fsdp=2 x expert=2 x tensor=2"),
+    ("capacity", "expert=2 x sequence=2 x tensor=2"),
+    ("ragged", "fsdp=2 x expert=2 x tensor=2"),
+    ("expert choice", "data=2 x expert=4"),
+]
+OTHERS = [(case, mesh) for case in CASES for mesh in MESHES if (case, mesh) not in DIAGONAL]
+PAIRS = DIAGONAL + [pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS]
 _one_device = {}
 
 
