@@ -41,6 +41,12 @@ def _tpu(call: AttentionCall) -> tuple[Array, Array]:
     return tpu_attention(call)
 
 
+def _triton(call: AttentionCall) -> tuple[Array, Array]:
+    from t5x_like.kernels.attention.triton import triton_attention
+
+    return triton_attention(call)
+
+
 def _chunked(call: AttentionCall) -> tuple[Array, Array]:
     from t5x_like.kernels.attention.chunked import chunked_attention
 
@@ -48,7 +54,8 @@ def _chunked(call: AttentionCall) -> tuple[Array, Array]:
 
 
 BACKENDS: dict[str, Backend] = {
-    "tpu": Backend(_tpu, capabilities.tpu_refusal, capabilities.tpu_reserve),
+    "tpu": Backend(_tpu, capabilities.tpu_refusal, capabilities.kernel_reserve),
+    "triton": Backend(_triton, capabilities.triton_refusal, capabilities.kernel_reserve),
     "reference": Backend(reference_attention, capabilities.reference_refusal, capabilities.reference_reserve),
     "chunked": Backend(_chunked, capabilities.chunked_refusal),
 }

@@ -1,0 +1,80 @@
+"""Block sizes of the Triton kernels: a table per GPU, from recorded tunings; nothing is tuned at run time."""
+
+from dataclasses import dataclass
+
+SMALLEST = 16
+"""Rows of the smallest tile that the matrix units take."""
+
+
+@dataclass(frozen=True)
+class GpuBlocks:
+    """How one kernel is cut. Lengths are powers of two; a shorter length gets shorter blocks.
+
+    Attributes:
+      q: queries of a block.
+      kv: keys of a block.
+      warps: that work on a program, of 32 threads each.
+      stages: blocks that are in flight at once.
+    """
+
+    q: int
+    kv: int
+    warps: int
+    stages: int
+
+    def __post_init__(self):
+        assert all(size >= SMALLEST and size & (size - 1) == 0 for size in (self.q, self.kv))
+
+    def fit(self, q_length: int, kv_length: int) -> "GpuBlocks":
+        return GpuBlocks(_fit(self.q, q_length), _fit(self.kv, kv_length), self.warps, self.stages)
+
+
+@dataclass(frozen=True)
+class GpuTuning:
+    """What the kernels use for heads of some size: the forward pass, and either half of the backward pass."""
+
+    forward: GpuBlocks
+    dq: GpuBlocks
+    dkv: GpuBlocks
+
+
+def _both(forward: GpuBlocks, backward: GpuBlocks) -> GpuTuning:
+    return GpuTuning(forward, backward, backward)
+
+
+_HOPPER = {
+    128: _both(GpuBlocks(128, 64, 4, 3), GpuBlocks(64, 64, 4, 3)),
+    256: _both(GpuBlocks(128, 128, 8, 3), GpuBlocks(64, 64, 4, 2)),
+    512: _both(GpuBlocks(128, 32, 8, 2), GpuBlocks(64, 32, 4, 2)),
+    1024: _both(GpuBlocks(32, 16, 4, 2), GpuBlocks(16, 16, 4, 2)),
+}
+_AMPERE = {
+    128: _both(GpuBlocks(128, 64, 4, 3), GpuBlocks(64, 64, 4, 2)),
+    256: _both(GpuBlocks(128, 64, 8, 2), GpuBlocks(64, 32, 4, 2)),
+    512: _both(GpuBlocks(64, 32, 4, 2), GpuBlocks(32, 32, 4, 2)),
+    1024: _both(GpuBlocks(32, 16, 4, 2), GpuBlocks(16, 16, 4, 2)),
+}
+_OTHER = {
+    128: _both(GpuBlocks(64, 64, 4, 2), GpuBlocks(64, 32, 4, 2)),
+    256: _both(GpuBlocks(64, 32, 4, 2), GpuBlocks(32, 32, 4, 2)),
+    512: _both(GpuBlocks(32, 32, 4, 2), GpuBlocks(32, 16, 4, 2)),
+    1024: _both(GpuBlocks(16, 16, 4, 2), GpuBlocks(16, 16, 4, 1)),
+}
+
+GPU_TUNINGS: dict[str, dict[int, GpuTuning]] = {"a100": _AMPERE, "h100": _HOPPER, "h200": _HOPPER, "gpu": _OTHER}
+"""By chip (see target.py), and then by the most bytes of a head of one query or key.
+
+The rows of 128, 256 and 512 bytes (head_dim 64, 128 and 256 in bfloat16) of Hopper GPUs are recorded tunings of other
+Triton kernels; all others are chosen to fit shared memory (163 KiB on A100, 99 KiB on GPUs for workstations). An entry
+may be replaced before tracing. No entry was timed for these kernels.
+"""
+
+
+def gpu_tuning(chip: str, head_bytes: int) -> GpuTuning:
+    rows = GPU_TUNINGS[chip]
+    return rows[min(limit for limit in rows if head_bytes <= limit)]
+
+
+def _fit(block: int, length: int) -> int:
+    """The block, or the smallest power of two that holds the length."""
+    return min(block, max(SMALLEST, 1 << (length - 1).bit_length()))
