@@ -148,7 +148,8 @@ def range_of(some: Bool[Array, "... blocks"]) -> tuple[Array, Array]:
 
 def run_of(every: Bool[Array, "... blocks"]) -> tuple[Array, Array]:
     """First and end of the first run of true entries; an empty one if there are none."""
+    xp = np if isinstance(every, np.ndarray) else jnp
     first = every.argmax(-1)
-    broken = ~every & (jnp.arange(every.shape[-1]) > first[..., None])
-    end = jnp.where(broken.any(-1), broken.argmax(-1), every.shape[-1])
-    return first, jnp.where(every.any(-1), end, first)
+    broken = ~every & (np.arange(every.shape[-1]) > first[..., None])
+    end = xp.where(broken.any(-1), broken.argmax(-1), every.shape[-1])
+    return first, xp.where(every.any(-1), end, first)

@@ -1,7 +1,8 @@
 """What each backend cannot do, or "auto" should not ask of it, in words that follow "because"."""
 
+from t5x_like.kernels.attention.blocks import known_offsets
 from t5x_like.kernels.attention.call import AttentionCall
-from t5x_like.kernels.attention.target import split_by_compiler, target_chip, target_platform
+from t5x_like.kernels.attention.target import HOPPER, split_by_compiler, target_chip, target_platform
 
 AUTO_MAX_SCORES = 2**26
 """Logits (batch * heads * q_length * kv_length) above which "auto" does not take the reference: 256 MiB in float32."""
@@ -57,6 +58,46 @@ def triton_refusal(call: AttentionCall) -> str | None:
             **_kernel_limits(call, dtypes=("bfloat16", "float16", "float32")),
             f"its relative bias reaches {TRITON_MAX_DISTANCE} positions at most": (
                 call.relative_bias is not None and call.relative_bias[0].max_distance > TRITON_MAX_DISTANCE
+            ),
+        }
+    )
+
+
+def cudnn_refusal(call: AttentionCall) -> str | None:
+    mask, (_, _, q_length, kv_length) = call.mask, call.scores
+    dims = (call.q.shape[3], call.v.shape[3])
+    most = MAX_HEAD_DIM if target_chip() in HOPPER else 128
+    given = sorted({array.dtype.name for array in (call.q, call.k, call.v)})
+    hides = mask.causal or mask.window != (None, None)
+    return _first(
+        {
+            f"it runs on GPU, and this program is for {target_chip()}": target_platform() != "gpu",
+            "it has no dropout here": call.dropout_rate > 0,
+            "it has no soft-cap": call.soft_cap is not None,
+            "it has no sinks": call.sinks is not None,
+            "it gives the log-sum-exp in the dtype of the output": call.return_lse,
+            "segments would take a mask as large as the scores": call.segment_ids is not None,
+            "biases of positions would take an array as large as the scores": (
+                call.relative_bias is not None or call.alibi_slopes is not None
+            ),
+            "it has neither chunks nor a prefix": mask.chunk is not None or mask.prefix is not None,
+            "its window is for causal masks": mask.window != (None, None) and not mask.causal,
+            "its masks need queries and keys at the same positions from the same number on": (
+                hides and (q_length != kv_length or (offsets := known_offsets(call)) is None or len(set(offsets)) > 1)
+            ),
+            f"it needs one dtype, bfloat16 or float16, and was given {', '.join(given)}": (
+                given not in (["bfloat16"], ["float16"])
+            ),
+            f"head_dim {dims[0]} (of v: {dims[1]}) is not one multiple of 8 up to {most}": (
+                dims[0] != dims[1] or dims[0] % 8 > 0 or dims[0] > most
+            ),
+            "its bias needs the dtype of q, all queries and keys, and even lengths": (
+                call.bias is not None
+                and (
+                    call.bias.dtype != call.q.dtype
+                    or call.bias.shape[2:] != (q_length, kv_length)
+                    or q_length % 2 + kv_length % 2 > 0
+                )
             ),
         }
     )

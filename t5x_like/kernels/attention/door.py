@@ -47,6 +47,12 @@ def _triton(call: AttentionCall) -> tuple[Array, Array]:
     return triton_attention(call)
 
 
+def _cudnn(call: AttentionCall) -> tuple[Array, None]:
+    from t5x_like.kernels.attention.cudnn import cudnn_attention
+
+    return cudnn_attention(call)
+
+
 def _chunked(call: AttentionCall) -> tuple[Array, Array]:
     from t5x_like.kernels.attention.chunked import chunked_attention
 
@@ -56,6 +62,7 @@ def _chunked(call: AttentionCall) -> tuple[Array, Array]:
 BACKENDS: dict[str, Backend] = {
     "tpu": Backend(_tpu, capabilities.tpu_refusal, capabilities.kernel_reserve),
     "triton": Backend(_triton, capabilities.triton_refusal, capabilities.kernel_reserve),
+    "cudnn": Backend(_cudnn, capabilities.cudnn_refusal),
     "reference": Backend(reference_attention, capabilities.reference_refusal, capabilities.reference_reserve),
     "chunked": Backend(_chunked, capabilities.chunked_refusal),
 }

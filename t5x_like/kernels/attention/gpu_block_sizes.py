@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 SMALLEST = 16
 """Rows of the smallest tile that the matrix units take."""
 
@@ -43,36 +45,37 @@ def _both(forward: GpuBlocks, backward: GpuBlocks) -> GpuTuning:
 
 
 _HOPPER = {
-    128: _both(GpuBlocks(128, 64, 4, 3), GpuBlocks(64, 64, 4, 3)),
-    256: _both(GpuBlocks(128, 128, 8, 3), GpuBlocks(64, 64, 4, 2)),
-    512: _both(GpuBlocks(128, 32, 8, 2), GpuBlocks(64, 32, 4, 2)),
-    1024: _both(GpuBlocks(32, 16, 4, 2), GpuBlocks(16, 16, 4, 2)),
+    64: _both(GpuBlocks(128, 64, 4, 3), GpuBlocks(64, 64, 4, 3)),
+    128: _both(GpuBlocks(128, 128, 8, 3), GpuBlocks(64, 64, 4, 2)),
+    256: _both(GpuBlocks(128, 32, 8, 2), GpuBlocks(64, 32, 4, 2)),
 }
 _AMPERE = {
-    128: _both(GpuBlocks(128, 64, 4, 3), GpuBlocks(64, 64, 4, 2)),
-    256: _both(GpuBlocks(128, 64, 8, 2), GpuBlocks(64, 32, 4, 2)),
-    512: _both(GpuBlocks(64, 32, 4, 2), GpuBlocks(32, 32, 4, 2)),
-    1024: _both(GpuBlocks(32, 16, 4, 2), GpuBlocks(16, 16, 4, 2)),
+    64: _both(GpuBlocks(128, 64, 4, 3), GpuBlocks(64, 64, 4, 2)),
+    128: _both(GpuBlocks(128, 64, 8, 2), GpuBlocks(64, 32, 4, 2)),
+    256: _both(GpuBlocks(64, 32, 4, 2), GpuBlocks(32, 32, 4, 2)),
 }
 _OTHER = {
-    128: _both(GpuBlocks(64, 64, 4, 2), GpuBlocks(64, 32, 4, 2)),
-    256: _both(GpuBlocks(64, 32, 4, 2), GpuBlocks(32, 32, 4, 2)),
-    512: _both(GpuBlocks(32, 32, 4, 2), GpuBlocks(32, 16, 4, 2)),
-    1024: _both(GpuBlocks(16, 16, 4, 2), GpuBlocks(16, 16, 4, 1)),
+    64: _both(GpuBlocks(64, 64, 4, 2), GpuBlocks(64, 32, 4, 2)),
+    128: _both(GpuBlocks(64, 32, 4, 2), GpuBlocks(32, 32, 4, 2)),
+    256: _both(GpuBlocks(32, 32, 4, 2), GpuBlocks(32, 16, 4, 2)),
 }
 
 GPU_TUNINGS: dict[str, dict[int, GpuTuning]] = {"a100": _AMPERE, "h100": _HOPPER, "h200": _HOPPER, "gpu": _OTHER}
-"""By chip (see target.py), and then by the most bytes of a head of one query or key.
+"""By chip (see target.py), and then by the largest head_dim.
 
-The rows of 128, 256 and 512 bytes (head_dim 64, 128 and 256 in bfloat16) of Hopper GPUs are recorded tunings of other
-Triton kernels; all others are chosen to fit shared memory (163 KiB on A100, 99 KiB on GPUs for workstations). An entry
-may be replaced before tracing. No entry was timed for these kernels.
+Those of Hopper GPUs are recorded tunings of other Triton kernels; all others are chosen to fit shared memory (163 KiB
+on A100, 99 KiB on GPUs for workstations). An entry may be replaced before tracing. None was timed for these kernels.
 """
 
+FLOAT32 = _both(GpuBlocks(32, 32, 4, 1), GpuBlocks(32, 16, 4, 1))
+"""For float32, on every chip and for every head_dim: no matrix unit helps, and larger blocks take minutes to compile."""
 
-def gpu_tuning(chip: str, head_bytes: int) -> GpuTuning:
+
+def gpu_tuning(chip: str, head_dim: int, dtype: jnp.dtype) -> GpuTuning:
+    if dtype == jnp.float32:
+        return FLOAT32
     rows = GPU_TUNINGS[chip]
-    return rows[min(limit for limit in rows if head_bytes <= limit)]
+    return rows[min(limit for limit in rows if head_dim <= limit)]
 
 
 def _fit(block: int, length: int) -> int:

@@ -46,7 +46,6 @@ def triton_attention(
     """Attention by Pallas kernels. See `attention` for the arguments."""
     offsets = known_offsets(call)
     spec, table = call.relative_bias or (None, None)
-    head_bytes = max(call.q.shape[3], call.v.shape[3]) * call.q.dtype.itemsize
     plan = Plan(
         mask=call.mask,
         scale=call.scale,
@@ -54,7 +53,7 @@ def triton_attention(
         relative_bias=spec,
         offsets=offsets,
         given_positions=call.offsets is None,
-        tuning=gpu_tuning(target_chip(), head_bytes),
+        tuning=gpu_tuning(target_chip(), max(call.q.shape[3], call.v.shape[3]), call.q.dtype),
         interpreted=interpreted(),
     )
     slopes = None if call.alibi_slopes is None else call.alibi_slopes.astype(jnp.float32)

@@ -54,7 +54,7 @@ def forward(
 ) -> tuple[Float[Array, "batch q_length heads v_dim"], Float[Array, "batch heads q_length"]]:
     """Output and log-sum-exp. The grid is query blocks, heads, batch."""
     batch, q_length, num_heads, head_dim = inputs.q.shape
-    kv_length, num_kv_heads, v_dim = inputs.v.shape[1:]
+    num_kv_heads, v_dim = inputs.v.shape[2:]
     group, num_blocks = num_heads // num_kv_heads, q_length // blocks.q
     # The last queries come first: under a causal mask they have the most work.
     specs = Specs(lambda i, h, b: (b, num_blocks - 1 - i, h, lax.div(h, group)))

@@ -12,7 +12,7 @@ from t5x_like.kernels.attention.triton_tiles import Side
 
 @dataclass(frozen=True)
 class Specs:
-    """Block specs for a kernel. (Nothing is copied: a program gets pointers.)
+    """Block specs for a kernel; nothing is copied by them: a program gets pointers.
 
     Attributes:
       place: from grid indices to (row of the batch, block, head, head or group of heads on the other side).

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
@@ -72,8 +73,8 @@ class Biases(NamedTuple):
 class Visits(NamedTuple):
     """Which blocks of the other side a block has work with, as six numbers.
 
-    From `first` to `end`; but from `plain_first` to `plain_end`, and from `late_first` to `late_end`, no score needs the
-    mask, and the relative bias is one number: that of the keys before, or after, or at some distance.
+    From `first` to `end`; but from `plain_first` to `plain_end`, and from `late_first` to `late_end`, no score needs
+    the mask, and all of a block have the same relative bias.
     """
 
     first: Any
@@ -111,11 +112,11 @@ def make_visits(
     if tokens.segment_ids is not None:
         segments = overlap_of_segments(tokens.segment_ids, blocks.q, blocks.kv)
         overlap = Overlap(overlap.some & segments.some, overlap.all & segments.all)
-    near = jnp.zeros(overlap.some.shape[1:], bool)[None]
+    near = overlap.some & False
     if plan.relative_bias is not None:
         window = MaskSpec(window=(plan.reach - 1, plan.reach - 1))
         near = overlap_of_mask(window, tokens, blocks.q, blocks.kv).some
-    by_query = tuple(map(jnp.asarray, (overlap.some, overlap.all, near)))
+    by_query = (overlap.some, overlap.all, near)
     return _visits(*by_query), _visits(*(array.swapaxes(1, 2) for array in by_query))
 
 
@@ -124,10 +125,12 @@ def _visits(
 ) -> Int[Array, "#batch x 6"]:
     first, end = range_of(some)
     near_first, near_end = range_of(near)
-    index = jnp.arange(some.shape[2])
+    index = np.arange(some.shape[2])
     early = run_of(every & (index < near_first[..., None]))
     late = run_of(every & (index >= near_end[..., None]))
-    return jnp.stack(jnp.broadcast_arrays(first, end, *early, *late), axis=-1).astype(jnp.int32)
+    columns = (first, end, *early, *late)
+    xp = np if all(isinstance(column, np.ndarray) for column in columns) else jnp  # what is known stays known
+    return jnp.asarray(xp.stack(xp.broadcast_arrays(*columns), axis=-1), jnp.int32)
 
 
 def parts(dim: int) -> list[slice]:
@@ -195,7 +198,7 @@ def make_tile(
 def tile_logits(
     plan: Plan, biases: Biases, tile: Tile, scores: Float[Array, "x y"], plain: bool
 ) -> Float[Array, "x y"]:
-    """Logits from the products of queries and keys; `plain`: none needs the mask and the relative bias is one number."""
+    """Logits from the products of queries and keys; `plain` as in `Visits`."""
     bias = None
     if plan.relative_bias is not None:
         bias = _far_bias(plan, biases, tile) if plain else _near_bias(plan, biases, tile)

@@ -23,6 +23,7 @@ def gradient(
     backend,
     mask=MaskSpec(),
     lengths=(1024, 1024),
+    heads=(4, 2),
     dims=(64, 64),
     dtype=jnp.bfloat16,
     relative_bias=None,
@@ -35,16 +36,16 @@ def gradient(
 ):
     """The gradient of a call, and shapes for it."""
     shape = jax.ShapeDtypeStruct
-    q_shape, kv_shapes = (2, lengths[0], 4, dims[0]), [(2, lengths[1], 2, dim) for dim in dims]
+    q_shape, kv_shapes = (2, lengths[0], heads[0], dims[0]), [(2, lengths[1], heads[1], dim) for dim in dims]
     trained = {"q": shape(q_shape, dtype), "k": shape(kv_shapes[0], dtype), "v": shape(kv_shapes[1], dtype)}
     per_token = tuple(shape((2, length), jnp.int32) for length in lengths)
     fixed = {}
     if relative_bias:
-        trained["table"] = shape((4, relative_bias.num_buckets), jnp.float32)
+        trained["table"] = shape((heads[0], relative_bias.num_buckets), jnp.float32)
     if sinks:
-        trained["sinks"] = shape((4,), jnp.float32)
+        trained["sinks"] = shape(heads[:1], jnp.float32)
     if alibi:
-        fixed["alibi_slopes"] = shape((4,), jnp.float32)
+        fixed["alibi_slopes"] = shape(heads[:1], jnp.float32)
     if segments:
         fixed["segment_ids"] = per_token
     if arrays:
