@@ -1,5 +1,7 @@
 """What each backend cannot do, or "auto" should not ask of it, in words that follow "because"."""
 
+import jax.numpy as jnp
+
 from t5x_like.kernels.attention.blocks import known_offsets
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.target import HOPPER, split_by_compiler, target_chip, target_platform
@@ -49,6 +51,24 @@ def tpu_refusal(call: AttentionCall) -> str | None:
             ),
         }
     )
+
+
+def mosaic_gpu_refusal(call: AttentionCall) -> str | None:
+    dims = (call.q.shape[3], call.v.shape[3])
+    return triton_refusal(call) or _first(
+        {
+            f"it runs on Hopper GPUs, and this program is for {target_chip()}": target_chip() not in HOPPER,
+            "it has no segments": call.segment_ids is not None,
+            "it has no position arrays": call.offsets is None,
+            "it has no biases": call.relative_bias is not None or call.alibi_slopes is not None,
+            "it needs bfloat16 or float16": call.q.dtype == jnp.float32,
+            f"head_dim {dims[0]} (of v: {dims[1]}) is not one multiple of 64": dims[0] != dims[1] or dims[0] % 64 > 0,
+        }
+    )
+
+
+def mosaic_gpu_reserve(call: AttentionCall) -> str | None:
+    return "its matrix products have been compiled and interpreted, but no GPU has run them yet"
 
 
 def triton_refusal(call: AttentionCall) -> str | None:

@@ -68,7 +68,14 @@ on A100, 99 KiB on GPUs for workstations). An entry may be replaced before traci
 """
 
 FLOAT32 = _both(GpuBlocks(32, 32, 4, 1), GpuBlocks(32, 16, 4, 1))
-"""For float32, on every chip and for every head_dim: no matrix unit helps, and larger blocks take minutes to compile."""
+"""For float32, on every chip and for every head_dim: no matrix unit helps, and large blocks take minutes to compile."""
+
+MOSAIC: dict[int, GpuBlocks] = {
+    64: GpuBlocks(128, 128, 12, 3),
+    128: GpuBlocks(128, 128, 12, 2),
+    256: GpuBlocks(128, 64, 12, 2),
+}
+"""Of the forward pass by Mosaic GPU, by the largest head_dim: recorded tunings of another kernel."""
 
 
 def gpu_tuning(chip: str, head_dim: int, dtype: jnp.dtype) -> GpuTuning:
@@ -76,6 +83,10 @@ def gpu_tuning(chip: str, head_dim: int, dtype: jnp.dtype) -> GpuTuning:
         return FLOAT32
     rows = GPU_TUNINGS[chip]
     return rows[min(limit for limit in rows if head_dim <= limit)]
+
+
+def mosaic_blocks(head_dim: int) -> GpuBlocks:
+    return MOSAIC[min(limit for limit in MOSAIC if head_dim <= limit)]
 
 
 def _fit(block: int, length: int) -> int:

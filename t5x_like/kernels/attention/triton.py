@@ -3,6 +3,7 @@
 Arrays keep the layout [batch length heads head_dim]: programs read and write it in place.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ NEVER = 1e30
 """Log-sum-exp of a padded query: its weights are exactly 0."""
 
 
-class _Fixed(NamedTuple):
+class Fixed(NamedTuple):
     """Arrays without gradients; positions are None where `Plan.offsets` has them."""
 
     positions: tuple[Int[Array, "#batch q_length"], Int[Array, "#batch kv_length"]] | None
@@ -44,6 +45,13 @@ def triton_attention(
     call: AttentionCall,
 ) -> tuple[Float[Array, "batch q_length heads v_dim"], Float[Array, "batch q_length heads"]]:
     """Attention by Pallas kernels. See `attention` for the arguments."""
+    return run(_attend, call)
+
+
+def run(
+    attend: Callable, call: AttentionCall
+) -> tuple[Float[Array, "batch q_length heads v_dim"], Float[Array, "batch q_length heads"]]:
+    """Gives the arrays of a call to a function of `flash.differentiable`."""
     offsets = known_offsets(call)
     spec, table = call.relative_bias or (None, None)
     plan = Plan(
@@ -57,8 +65,8 @@ def triton_attention(
         interpreted=interpreted(),
     )
     slopes = None if call.alibi_slopes is None else call.alibi_slopes.astype(jnp.float32)
-    fixed = _Fixed(None if offsets else call.positions, call.segment_ids, call.offsets or (0, 0), slopes)
-    o, lse = _attend(plan, (call.q, call.k, call.v, table), fixed)
+    fixed = Fixed(None if offsets else call.positions, call.segment_ids, call.offsets or (0, 0), slopes)
+    o, lse = attend(plan, (call.q, call.k, call.v, table), fixed)
     if call.sinks is not None:
         o, lse = add_sinks(o.swapaxes(1, 2), lse.swapaxes(1, 2), call.sinks)
         o, lse = o.swapaxes(1, 2), lse.swapaxes(1, 2)
@@ -66,7 +74,7 @@ def triton_attention(
 
 
 def _layout(
-    plan: Plan, blocks: GpuBlocks, fixed: _Fixed, lengths: tuple[int, int], strip: Float[Array, "heads x"] | None
+    plan: Plan, blocks: GpuBlocks, fixed: Fixed, lengths: tuple[int, int], strip: Float[Array, "heads x"] | None
 ) -> _Layout:
     positions = fixed.positions
     if positions is None:
@@ -88,7 +96,7 @@ def _strip(plan: Plan, table: Float[Array, "heads num_buckets"]) -> Float[Array,
     return relative_bias(plan.relative_bias, table, jnp.arange(-plan.reach, plan.reach + 1))
 
 
-def _forward(plan: Plan, trained: tuple, fixed: _Fixed):
+def _forward(plan: Plan, trained: tuple, fixed: Fixed):
     q, k, v, table = trained
     q_length, kv_length = q.shape[1], k.shape[1]
     blocks = plan.tuning.forward.fit(q_length, kv_length)
@@ -107,7 +115,8 @@ def _forward(plan: Plan, trained: tuple, fixed: _Fixed):
     return o[:, :q_length], lse[:, :, :q_length].swapaxes(1, 2)
 
 
-def _backward(plan: Plan, trained: tuple, fixed: _Fixed, lse: Array, delta: Array, do: Array):
+def backward(plan: Plan, trained: tuple, fixed: Fixed, lse: Array, delta: Array, do: Array):
+    """The backward pass for `flash.differentiable`, whatever made the output."""
     q, k, v, table = trained
     lengths = (q.shape[1], k.shape[1])
     strip, pull_strip = None, None
@@ -136,4 +145,4 @@ def _backward(plan: Plan, trained: tuple, fixed: _Fixed, lse: Array, delta: Arra
     return dq[:, : lengths[0]], dk[:, : lengths[1]], dv[:, : lengths[1]], dtable
 
 
-_attend = differentiable(_forward, _backward)
+_attend = differentiable(_forward, backward)

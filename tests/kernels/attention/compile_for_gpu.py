@@ -1,6 +1,6 @@
 """Compiles the GPU kernels to machine code with XLA's real compiler, without a GPU; prints a line of JSON per case.
 
-python tests/kernels/attention/compile_for_gpu.py triton a100 h100
+python -m tests.kernels.attention.compile_for_gpu triton a100 h100
 
 Needs `pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt`, of the version of jax; no driver and no other library.
 """
