@@ -77,7 +77,7 @@ def test_shapes_and_dtypes_are_refused():
         run(*arrays(kv_length=6), mask=CAUSAL)
     with compiling_for("h100"), pytest.raises(UserError, match="head_dim 12 "):
         run(*arrays(dim=12))
-    with compiling_for("a100"), pytest.raises(UserError, match="head_dim 136 .* up to 128"):
+    with compiling_for("a100"), pytest.raises(UserError, match=r"head_dim 136 .* up to 128"):
         run(*arrays(dim=136))
     with compiling_for("h100"), pytest.raises(UserError, match="needs one dtype"):
         run(*(array.astype(jnp.float32) for array in arrays()))

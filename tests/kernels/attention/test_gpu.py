@@ -49,7 +49,7 @@ def test_mosaic_gpu_is_as_exact_as_the_reference(name):
 
 
 def check(backend: str, call: agreement.Call):
-    """Errors in bfloat16 are no more than 1.5 times the reference's, by the norm of each array; 2 for sums over rows."""
+    """Errors in bfloat16 are no more than 1.5 times the reference's, by the norm of each array; 2 for sums of rows."""
     with jax.default_matmul_precision("highest"):
         exact = agreement.run(call, "reference")
     theirs, ours = agreement.run(call, "reference", jnp.bfloat16), agreement.run(call, backend, jnp.bfloat16)
