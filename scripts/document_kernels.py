@@ -4,9 +4,11 @@ python scripts/document_kernels.py                       the tables of backends 
 python scripts/document_kernels.py --check               says whether they are up to date
 python scripts/document_kernels.py --compiled FILE       also the table of what the TPU compiler said: FILE holds the
                                                          lines of tests/kernels/attention/compile_for_tpu.py
+python scripts/document_kernels.py --compiled-gpu FILE   the same for GPUs: the lines of compile_for_gpu.py
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
 from t5x_like.kernels.attention.block_sizes import TUNINGS
 from t5x_like.kernels.attention.door import BACKENDS
+from t5x_like.kernels.attention.gpu_block_sizes import FLOAT32, GPU_TUNINGS, MOSAIC
 from t5x_like.kernels.attention.target import compiling_for
 
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
@@ -61,6 +64,10 @@ FEATURES = {
 }
 
 
+CHIPS = {"tpu": "v5e", "mosaic_gpu": "h100", "triton": "h100", "cudnn": "h100"}
+"""What a backend is asked about its calls on; the others run anywhere."""
+
+
 def answer(backend: str, feature: dict) -> str:
     """Yes, or the refusal in the backend's own words."""
     dynamic = {**arrays(), **feature}
@@ -73,11 +80,15 @@ def answer(backend: str, feature: dict) -> str:
             dynamic = {**dynamic, "relative_bias": (RelativeBias(), dynamic["relative_bias"])}
         return attention(**dynamic, **static, backend=backend)
 
+    entry = BACKENDS[backend]
+    BACKENDS[backend] = dataclasses.replace(entry, run=lambda call: (call.q, call.q))  # its library may be missing here
     try:
-        with compiling_for("v5e"):
+        with compiling_for(CHIPS.get(backend, "cpu")):
             jax.eval_shape(call, dynamic)
     except UserError as error:
         return str(error).split("because ")[1].split(". Use ")[0]
+    finally:
+        BACKENDS[backend] = entry
     return "yes"
 
 
@@ -95,6 +106,18 @@ def block_sizes_table() -> str:
     text = lambda sizes: f"{sizes.q} / {sizes.kv} / {sizes.compute}"
     rows = [[chip, text(t.forward), text(t.forward_long), text(t.backward), t.vmem_mib] for chip, t in TUNINGS.items()]
     return table(["chip", "forward", "forward, long", "backward", "vector memory (MiB)"], rows)
+
+
+def gpu_block_sizes_table() -> str:
+    text = lambda blocks: f"{blocks.q} / {blocks.kv}, {blocks.warps}, {blocks.stages}"
+    rows = [
+        ["`triton`", chip, f"up to {dim}", *map(text, (tuning.forward, tuning.dq, tuning.dkv))]
+        for chip, by_dim in GPU_TUNINGS.items()
+        for dim, tuning in by_dim.items()
+    ]
+    rows.append(["`triton`", "any", "float32", *map(text, (FLOAT32.forward, FLOAT32.dq, FLOAT32.dkv))])
+    rows += [["`mosaic_gpu`", "h100, h200", f"up to {dim}", text(blocks), "", ""] for dim, blocks in MOSAIC.items()]
+    return table(["backend", "chip", "head_dim", "forward", "backward, queries", "backward, keys"], rows)
 
 
 def compiled_table(lines: list[str]) -> str:
@@ -119,11 +142,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--compiled", type=Path)
+    parser.add_argument("--compiled-gpu", type=Path)
     options = parser.parse_args()
     old = PAGE.read_text()
     page = replaced(replaced(old, "backends", backends_table()), "block sizes", block_sizes_table())
+    page = replaced(page, "gpu block sizes", gpu_block_sizes_table())
     if options.compiled:
         page = replaced(page, "compiled", compiled_table(options.compiled.read_text().splitlines()))
+    if options.compiled_gpu:
+        page = replaced(page, "compiled for gpu", compiled_table(options.compiled_gpu.read_text().splitlines()))
     if options.check:
         sys.exit(None if page == old else f"{PAGE} is out of date: run scripts/document_kernels.py.")
     PAGE.write_text(page)

@@ -109,13 +109,13 @@ def block_ranges(mask: MaskSpec, tokens: Tokens, q_block: int, kv_block: int) ->
     overlap = overlap_of_mask(mask, tokens, q_block, kv_block)
     width = overlap.some.shape[2]
     if isinstance(overlap.some, np.ndarray):
-        first, end = _range(overlap.some)
+        first, end = range_of(overlap.some)
         width = max(1, int((end - first).max()))
     if tokens.segment_ids is not None:
         segments = overlap_of_segments(tokens.segment_ids, q_block, kv_block)
         overlap = Overlap(overlap.some & segments.some, overlap.all & segments.all)
-    full_first, full_end = _run(overlap.all)
-    table = jnp.stack([*_range(overlap.some), full_first, full_end], axis=-1).astype(jnp.int32)
+    full_first, full_end = run_of(overlap.all)
+    table = jnp.stack([*range_of(overlap.some), full_first, full_end], axis=-1).astype(jnp.int32)
     return Ranges(table, width)
 
 
@@ -140,15 +140,16 @@ def _both(conditions: list[Array]) -> Array:
     return result
 
 
-def _range(some: Bool[Array, "... blocks"]) -> tuple[Array, Array]:
+def range_of(some: Bool[Array, "... blocks"]) -> tuple[Array, Array]:
     """First and end of the smallest range with all that is true; (0, 0) if nothing is."""
     end = some.shape[-1] - some[..., ::-1].argmax(-1)
     return some.argmax(-1), end * some.any(-1)
 
 
-def _run(every: Bool[Array, "... blocks"]) -> tuple[Array, Array]:
+def run_of(every: Bool[Array, "... blocks"]) -> tuple[Array, Array]:
     """First and end of the first run of true entries; an empty one if there are none."""
+    xp = np if isinstance(every, np.ndarray) else jnp
     first = every.argmax(-1)
-    broken = ~every & (jnp.arange(every.shape[-1]) > first[..., None])
-    end = jnp.where(broken.any(-1), broken.argmax(-1), every.shape[-1])
-    return first, jnp.where(every.any(-1), end, first)
+    broken = ~every & (np.arange(every.shape[-1]) > first[..., None])
+    end = xp.where(broken.any(-1), broken.argmax(-1), every.shape[-1])
+    return first, xp.where(every.any(-1), end, first)

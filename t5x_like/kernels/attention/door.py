@@ -41,6 +41,24 @@ def _tpu(call: AttentionCall) -> tuple[Array, Array]:
     return tpu_attention(call)
 
 
+def _mosaic_gpu(call: AttentionCall) -> tuple[Array, Array]:
+    from t5x_like.kernels.attention.mosaic import mosaic_attention
+
+    return mosaic_attention(call)
+
+
+def _triton(call: AttentionCall) -> tuple[Array, Array]:
+    from t5x_like.kernels.attention.triton import triton_attention
+
+    return triton_attention(call)
+
+
+def _cudnn(call: AttentionCall) -> tuple[Array, None]:
+    from t5x_like.kernels.attention.cudnn import cudnn_attention
+
+    return cudnn_attention(call)
+
+
 def _chunked(call: AttentionCall) -> tuple[Array, Array]:
     from t5x_like.kernels.attention.chunked import chunked_attention
 
@@ -48,7 +66,10 @@ def _chunked(call: AttentionCall) -> tuple[Array, Array]:
 
 
 BACKENDS: dict[str, Backend] = {
-    "tpu": Backend(_tpu, capabilities.tpu_refusal, capabilities.tpu_reserve),
+    "tpu": Backend(_tpu, capabilities.tpu_refusal, capabilities.kernel_reserve),
+    "mosaic_gpu": Backend(_mosaic_gpu, capabilities.mosaic_gpu_refusal, capabilities.mosaic_gpu_reserve),
+    "triton": Backend(_triton, capabilities.triton_refusal, capabilities.kernel_reserve),
+    "cudnn": Backend(_cudnn, capabilities.cudnn_refusal),
     "reference": Backend(reference_attention, capabilities.reference_refusal, capabilities.reference_reserve),
     "chunked": Backend(_chunked, capabilities.chunked_refusal),
 }

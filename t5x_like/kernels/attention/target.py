@@ -3,11 +3,15 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 
-Chip = Literal["cpu", "gpu", "v4", "v5e", "v5p", "v6e", "v7x"]
+Chip = Literal["cpu", "gpu", "a100", "h100", "h200", "v4", "v5e", "v5p", "v6e", "v7x"]
+"""What there are block sizes for; "gpu" is any other GPU."""
+
+GPUS = ("a100", "h100", "h200", "gpu")
+HOPPER = ("h100", "h200")
 
 _KINDS: dict[str, Chip] = {
     "TPU v4": "v4",
@@ -21,13 +25,24 @@ _KINDS: dict[str, Chip] = {
 }
 """Device kinds as JAX spells them."""
 
-_named: contextvars.ContextVar[tuple[Chip, int] | None] = contextvars.ContextVar("target", default=None)
+
+class _Target(NamedTuple):
+    chip: Chip
+    num_devices: int
+    interpreted: bool
+
+
+_named: contextvars.ContextVar[_Target | None] = contextvars.ContextVar("target", default=None)
 
 
 @contextlib.contextmanager
-def compiling_for(chip: Chip, num_devices: int = 1) -> Iterator[None]:
-    """Functions traced inside are meant for so many of `chip`, whatever this machine has."""
-    token = _named.set((chip, num_devices))
+def compiling_for(chip: Chip, num_devices: int = 1, interpreted: bool = False) -> Iterator[None]:
+    """Functions traced inside are meant for so many of `chip`, whatever this machine has.
+
+    `interpreted`: they run on this machine all the same; Pallas interprets the GPU kernels in them. (For the kernels of
+    TPUs there is `pltpu.force_tpu_interpret_mode`.)
+    """
+    token = _named.set(_Target(chip, num_devices, interpreted))
     try:
         yield
     finally:
@@ -37,12 +52,25 @@ def compiling_for(chip: Chip, num_devices: int = 1) -> Iterator[None]:
 def target_chip() -> str:
     """A `Chip`, or, of a TPU too new to be known here, its device kind."""
     if (named := _named.get()) is not None:
-        return named[0]
+        return named.chip
     platform = jax.default_backend()
-    if platform != "tpu":
-        return "cpu" if platform == "cpu" else "gpu"
+    if platform == "cpu":
+        return "cpu"
     kind = jax.devices()[0].device_kind
-    return _KINDS.get(kind, kind)
+    if platform == "tpu":
+        return _KINDS.get(kind, kind)
+    return next((chip for chip in GPUS if chip.upper() in kind), "gpu")
+
+
+def target_platform() -> Literal["cpu", "gpu", "tpu"]:
+    chip = target_chip()
+    return "gpu" if chip in GPUS else "cpu" if chip == "cpu" else "tpu"
+
+
+def interpreted() -> bool:
+    """Whether GPU kernels are to be interpreted."""
+    named = _named.get()
+    return named is not None and named.interpreted
 
 
 def split_by_compiler() -> bool:
@@ -50,5 +78,5 @@ def split_by_compiler() -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         named = _named.get()
-        return (jax.device_count() if named is None else named[1]) > 1
+        return (jax.device_count() if named is None else named.num_devices) > 1
     return any(size > 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)

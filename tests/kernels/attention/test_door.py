@@ -1,5 +1,6 @@
 """The door: which backend runs, what it says, and what it refuses."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, capabilities, door
+from t5x_like.kernels.attention.target import compiling_for
 
 Q = K = V = jnp.ones((2, 3, 4, 8))
 
@@ -68,6 +70,40 @@ def test_auto_takes_chunks_for_long_rows_on_cpu(messages, length, backend):
     assert f"attention: {backend}" in messages[0]
 
 
+@pytest.fixture
+def never_run(monkeypatch):
+    """Libraries of backends may be missing here."""
+    unrun = {name: dataclasses.replace(entry, run=lambda call: (call.q, None)) for name, entry in door.BACKENDS.items()}
+    monkeypatch.setattr(door, "BACKENDS", unrun)
+
+
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [
+        ({"mask": MaskSpec(causal=True)}, "triton"),
+        ({"relative_bias": (RelativeBias(), jnp.zeros((2, 32)))}, "triton"),
+        ({"bias": jnp.zeros((1, 2, 2048, 2048), jnp.bfloat16)}, "cudnn"),
+        ({"dropout_rate": 0.1, "dropout_key": jnp.zeros(2, jnp.uint32)}, "reference"),
+        ({"dropout_rate": 0.1, "dropout_key": jnp.zeros(2, jnp.uint32), "batch": 64}, "chunked"),
+    ],
+)
+@pytest.mark.parametrize("chip", ["a100", "h200", "gpu"])
+def test_auto_on_gpu(messages, never_run, chip, options, backend):
+    shape = jax.ShapeDtypeStruct((options.get("batch", 1), 2048, 2, 64), jnp.bfloat16)
+    options = {name: value for name, value in options.items() if name != "batch"}
+    with compiling_for(chip):
+        jax.eval_shape(lambda q: attention(q, q, q, **options), shape)
+    assert f"attention: {backend}, the first" in messages[0]
+
+
+def test_auto_on_several_gpus_takes_what_the_compiler_can_split(messages, never_run):
+    shape = jax.ShapeDtypeStruct((2, 2048, 2, 64), jnp.bfloat16)
+    with compiling_for("h100", num_devices=4):
+        jax.eval_shape(lambda q: attention(q, q, q, mask=MaskSpec(causal=True)), shape)
+    assert "attention: cudnn" in messages[0]
+    assert "triton because on several devices it has to be inside jax.shard_map" in messages[0]
+
+
 def test_auto_says_so_if_nothing_suits(monkeypatch):
     reserved = door.Backend(door.BACKENDS["reference"].run, lambda call: None, lambda call: "it is slow")
     monkeypatch.setattr(door, "BACKENDS", {"reference": reserved})
@@ -76,7 +112,7 @@ def test_auto_says_so_if_nothing_suits(monkeypatch):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(UserError, match="no backend 'flash': choose from auto, tpu, reference, chunked"):
+    with pytest.raises(UserError, match="no backend 'flash': choose from auto, tpu, mosaic_gpu, triton, cudnn, "):
         attention(Q, K, V, backend="flash")
 
 

@@ -17,7 +17,7 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, block_sizes, door
 from t5x_like.kernels.attention.block_sizes import BlockSizes, Tuning
 from t5x_like.kernels.attention.target import compiling_for
-from tests.kernels.attention import agreement
+from tests.kernels.attention import agreement, lowering
 
 SMALL = Tuning(
     forward=BlockSizes(128, 256, 128),
@@ -109,65 +109,13 @@ def test_padding_is_not_computed_gives_zeros_and_passes_no_gradient():
     assert all(np.isfinite(array).all() for array in clean.values())
 
 
-LOWERED = {
-    "causal": {"mask": MaskSpec(causal=True)},
-    "packed": {"segments": True, "mask": MaskSpec(causal=True, window=(100, None))},
-    "positions": {"arrays": True, "mask": MaskSpec(causal=True, chunk=256)},
-    "relative bias": {"relative_bias": RelativeBias(), "soft_cap": 30.0},
-    "relative bias and offsets": {"relative_bias": RelativeBias(), "offsets": True, "sinks": True},
-    "alibi, 192/128": {"alibi": True, "mask": MaskSpec(causal=True, prefix=30), "dims": (192, 128)},
-    "ragged, 256": {"lengths": (1000, 700), "dims": (256, 256)},
-    "float32": {"dtype": jnp.float32},
-}
-
-
 @pytest.mark.parametrize("chip", ["v4", "v6e"])
-@pytest.mark.parametrize("features", LOWERED.values(), ids=LOWERED)
+@pytest.mark.parametrize("features", lowering.CASES.values(), ids=lowering.CASES)
 def test_lowers_for_tpu(features, chip):
-    function, arguments = lowerable(**features)
+    function, arguments = lowering.gradient("tpu", **features)
     with compiling_for(chip):
         exported = jax.export.export(jax.jit(function), platforms=["tpu"])(*arguments)
     assert exported.mlir_module().count("tpu_custom_call") >= 2
-
-
-def lowerable(
-    mask=MaskSpec(),
-    lengths=(1024, 1024),
-    dims=(64, 64),
-    dtype=jnp.bfloat16,
-    relative_bias=None,
-    soft_cap=None,
-    segments=False,
-    arrays=False,
-    offsets=False,
-    alibi=False,
-    sinks=False,
-):
-    """The gradient of a call, and shapes for it."""
-    shape = jax.ShapeDtypeStruct
-    q_shape, kv_shapes = (2, lengths[0], 4, dims[0]), [(2, lengths[1], 2, dim) for dim in dims]
-    trained = {"q": shape(q_shape, dtype), "k": shape(kv_shapes[0], dtype), "v": shape(kv_shapes[1], dtype)}
-    per_token = tuple(shape((2, length), jnp.int32) for length in lengths)
-    fixed = {}
-    if relative_bias:
-        trained["table"] = shape((4, relative_bias.num_buckets), jnp.float32)
-    if sinks:
-        trained["sinks"] = shape((4,), jnp.float32)
-    if alibi:
-        fixed["alibi_slopes"] = shape((4,), jnp.float32)
-    if segments:
-        fixed["segment_ids"] = per_token
-    if arrays:
-        fixed["positions"] = per_token
-    if offsets:
-        fixed["positions"] = (shape((), jnp.int32),) * 2
-
-    def loss(trained, fixed):
-        trained = dict(trained)
-        bias = {"relative_bias": (relative_bias, trained.pop("table"))} if relative_bias else {}
-        return attention(**trained, **fixed, **bias, mask=mask, soft_cap=soft_cap, backend="tpu").sum()
-
-    return jax.grad(loss), (trained, fixed)
 
 
 SHAPE = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)
