@@ -36,9 +36,6 @@ from t5x_like.sharding.logical import shardings
 
 CONFIG = "config.json"
 
-BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
-"""Tensors in older files that hold no weights: causal masks and rotary frequencies."""
-
 
 class Source(NamedTuple):
     """What `config.json` says.
@@ -62,7 +59,17 @@ def read_config(directory: Path) -> Source:
     family = FAMILIES.get(fields.values.get("model_type"))
     if family is None:
         raise fields.unsupported("model_type", f"known are {', '.join(FAMILIES)}")
-    config = family.read(fields)
+    if fields.take("quantization_config") is not None:
+        raise UserError(
+            f"{fields.path} has quantization_config: quantised weights cannot be converted. Load the model with "
+            "transformers in bfloat16, and save it again with save_pretrained."
+        )
+    try:
+        config = family.read(fields)
+    except UserError as error:
+        if str(error).startswith(str(fields.path)):
+            raise
+        raise UserError(f"{fields.path} describes no possible model: {error}") from error
     fields.check_all_taken(family.inert)
     dtype = fields.values.get("dtype") or fields.values.get("torch_dtype") or "float32"
     return Source(family, dataclasses.replace(config, dtype="float32" if dtype == "float32" else "bfloat16"))
@@ -98,7 +105,7 @@ def import_params(
     """
     tensors = _canonical_names(open_tensors(directory), family)
     entries = bind(family.rules, config, shapes, vocab_size)
-    _check_tied_head(directory, tensors, config, entries[0])
+    _drop_copies(directory, tensors, family, {entry.name for entry in entries})
     _check_tensors(directory, tensors, entries)
     places = traverse_util.flatten_dict(shardings(axes, shapes, mesh))
     flat_shapes = traverse_util.flatten_dict(shapes)
@@ -109,22 +116,25 @@ def import_params(
             # A copy, so that no array depends on the file.
             value = np.array(entry.part_of(stored, part), np.float32, order="C")
             shape, sharding = flat_shapes[part.path].shape, places[part.path]
-            if part.layer is None:
+            if not part.index:
                 params[part.path] = jax.device_put(_padded(value, shape[0]), sharding)
                 continue
             if part.path not in params:
-                params[part.path] = jnp.zeros(shape, jnp.float32, device=sharding)
-            layer = jax.device_put(value, NamedSharding(mesh, PartitionSpec(*sharding.spec[1:])))
-            params[part.path] = _set_layer(params[part.path], layer, part.layer, sharding)
+                params[part.path] = jnp.zeros(shape, device=sharding)
+            piece = jax.device_put(value, NamedSharding(mesh, PartitionSpec(*sharding.spec[len(part.index) :])))
+            params[part.path] = _set_piece(params[part.path], piece, part.index, sharding)
         # Or else copies to a slow device would queue up in the host's memory.
         jax.block_until_ready([params[part.path] for part in entry.parts])
-    dtypes = {tensors[entry.name].dtype.name for entry in entries}
+    dtypes = {tensors[entry.name].dtype.name for entry in entries if not entry.always_float32}
     return traverse_util.unflatten_dict(params), dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="sharding")
-def _set_layer(stacked: Array, layer: Array, index: int, sharding: NamedSharding) -> Array:
-    return lax.with_sharding_constraint(lax.dynamic_update_index_in_dim(stacked, layer, index, 0), sharding)
+def _set_piece(stacked: Array, piece: Array, index: tuple[int, ...], sharding: NamedSharding) -> Array:
+    """`stacked`, with a layer of it, or an expert of a layer, replaced."""
+    piece = piece.reshape((1,) * len(index) + piece.shape)
+    updated = lax.dynamic_update_slice(stacked, piece, index + (0,) * (stacked.ndim - len(index)))
+    return lax.with_sharding_constraint(updated, sharding)
 
 
 def _padded(value: Float[np.ndarray, "rows ..."], num_rows: int) -> Float[np.ndarray, "num_rows ..."]:
@@ -133,21 +143,22 @@ def _padded(value: Float[np.ndarray, "rows ..."], num_rows: int) -> Float[np.nda
 
 
 def _canonical_names(tensors: dict[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
-    """Without buffers, and with the prefix that files of a bare model lack (those of GPT-2, for one)."""
-    tensors = {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
+    """Without what is ignored, and with the prefix that files of a bare model lack (those of GPT-2, for one)."""
+    tensors = {name: tensor for name, tensor in tensors.items() if not re.fullmatch(family.ignored, name)}
     if any(name.startswith(family.prefix) for name in tensors):
         return tensors
-    return {name if name.startswith("lm_head.") else family.prefix + name: tensor for name, tensor in tensors.items()}
+    heads = {rule.theirs.split(".")[0] for rule in family.rules if not rule.theirs.startswith(family.prefix)}
+    return {name if name.split(".")[0] in heads else family.prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _check_tied_head(directory: Path, tensors: dict[str, StoredTensor], config: ModelConfig, embedding: Entry) -> None:
-    """Drops the copy of a tied embedding that some files keep, if it is one."""
-    head = tensors.pop("lm_head.weight", None) if config.head.tie_embeddings else None
-    if head is not None and embedding.name in tensors:
-        rows, copy = tensors[embedding.name].read(), head.read()
-        if not np.array_equal(rows, copy):
+def _drop_copies(directory: Path, tensors: dict[str, StoredTensor], family: Family, needed: set[str]) -> None:
+    """Drops what some files keep beside the original, such as a tied embedding as the head, if it is the same."""
+    for name, original in family.copies.items():
+        if name in needed or name not in tensors or original not in tensors:
+            continue
+        if not np.array_equal(tensors[original].read(), tensors.pop(name).read()):
             raise UserError(
-                f"{directory} has lm_head.weight that differs from {embedding.name}, but config.json ties them: "
+                f"{directory} has {name} that differs from {original}, but config.json ties them: "
                 'set "tie_word_embeddings": false there.'
             )
 
@@ -176,18 +187,32 @@ def choose_family(config: ModelConfig, max_length: int) -> tuple[Family, dict[st
     Raises:
       UserError: if none can, with what the nearest would need.
     """
+    parts = {type(part) for part in _parts(config)}
+    families = [family for family in FAMILIES.values() if parts <= family.parts]
+    if not families:
+        names = ", ".join(sorted(part.__name__ for part in parts))
+        raise UserError(f"No Hugging Face family has models of these parts: {names}.")
     wanted, differences = _architecture(config), {}
-    for family in FAMILIES.values():
+    for family in families:
         fields = {"model_type": family.model_type, **family.write(config, max_length)}
         read = _architecture(family.read(Fields(Path(CONFIG), json.loads(json.dumps(fields)))))
         differences[family.model_type] = _differences(wanted, read)
         if not differences[family.model_type]:
             return family, {"architectures": [family.architecture], **fields}
     nearest = min(differences, key=lambda name: len(differences[name]))
+    lines = differences[nearest]
+    more = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []
     raise UserError(
         f"No Hugging Face family can hold this model; the nearest, {nearest}, would need:\n  "
-        + "\n  ".join(differences[nearest])
+        + "\n  ".join([*lines[:8], *more])
     )
+
+
+def _parts(config: ModelConfig) -> Iterator[Any]:
+    yield from (config, config.head)
+    for stack in config.stacks.values():
+        for block in stack.distinct:
+            yield from (block.attention, block.feedforward)
 
 
 def _architecture(config: ModelConfig) -> ModelConfig:
@@ -274,12 +299,20 @@ def export_params(
 def _exported(entries: list[Entry], params: Params, dtype: np.dtype) -> Iterator[Tensor]:
     flat = traverse_util.flatten_dict(params)
 
-    def value(entry: Entry) -> np.ndarray:
-        parts = []
-        for path, layer, shape, *_ in entry.parts:
-            array = flat[path] if layer is None else lax.dynamic_index_in_dim(flat[path], layer, 0, keepdims=False)
-            parts.append(np.asarray(array)[: shape[0]])  # Without the rows that pad the vocabulary.
-        return entry.fuse(parts).astype(dtype)
+    def value(entry: Entry, dtype: np.dtype) -> np.ndarray:
+        # Without the rows that pad the vocabulary.
+        pieces = (np.asarray(_piece(flat[path], index))[: shape[0]] for path, index, shape, _ in entry.parts)
+        return entry.fuse(pieces).astype(dtype, copy=False)
 
     for entry in entries:
-        yield Tensor(entry.name, entry.shape, dtype, partial(value, entry))
+        own = np.dtype("float32") if entry.always_float32 else dtype
+        yield Tensor(entry.name, entry.shape, own, partial(value, entry, own))
+
+
+def _piece(stacked: Array, index: tuple[int, ...]) -> Array:
+    """A layer, or an expert of a layer; with no index, all."""
+    if not index:
+        return stacked
+    rest = stacked.shape[len(index) :]
+    begin = index + (0,) * len(rest)
+    return lax.dynamic_slice(stacked, begin, (1,) * len(index) + rest).reshape(rest)

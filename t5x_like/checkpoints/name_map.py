@@ -1,11 +1,12 @@
 """From our parameters to the tensors of a family's files and back: a name map, bound to a model.
 
-A family states a `Rule` per parameter; `*` stands for a layer's number in both names. Bound to a model, the rules
-become one `Entry` per tensor of the files, with our shapes (`[embed, heads, head_dim]`) and theirs (`[out, in]`).
+A family states a `Rule` per parameter; `*` stands for a layer's number in both names, and `#` for an expert's. Bound to
+a model, the rules become one `Entry` per tensor of the files, with our shapes (`[embed, heads, head_dim]`) and theirs
+(`[out, in]`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array
 
+from t5x_like.models.block import BlockConfig
+from t5x_like.models.moe import MoEConfig
 from t5x_like.models.parameters import Params
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import ModelConfig
@@ -27,12 +30,14 @@ class Layout(NamedTuple):
     Attributes:
       to_theirs: our array -> theirs.
       to_ours: (their array, our shape) -> our array.
-      fused_dim: the dim of theirs along which parameters stored in one tensor follow each other.
+      fused_dim: the dim of theirs along which parameters stored in one tensor stand.
+      interleaved: there they take turns, element by element; else one follows the other.
     """
 
     to_theirs: Callable[[Array], Array]
     to_ours: Callable[[Array, Shape], Array]
     fused_dim: int
+    interleaved: bool = False
 
 
 LAYOUTS = {
@@ -45,10 +50,12 @@ LAYOUTS = {
     # GPT-2's Conv1D keeps [in, out].
     "conv1d": Layout(lambda x: x.reshape(x.shape[0], -1), lambda y, shape: y.reshape(shape), 1),
     "conv1d_from_heads": Layout(lambda x: x.reshape(-1, x.shape[-1]), lambda y, shape: y.reshape(shape), 1),
+    # gpt-oss' gates and ups: as ours, but with neighbouring columns in one tensor.
+    "interleaved": Layout(lambda x: x, lambda y, shape: y.reshape(shape), -1, interleaved=True),
 }
 
 
-VOCABULARY = (("embedding",), ("head", "projection"))
+VOCABULARY = (("embedding",), ("head", "projection"), ("head", "bias"))
 """Paths of parameters with a row per token, some of which may be padding."""
 
 
@@ -58,31 +65,33 @@ class Rule(NamedTuple):
     Attributes:
       ours: path of the parameter, e.g. "stack/*/attention/query/kernel", beginning with the name of the stack; several
         are fused in one tensor.
-      theirs: name of the tensor, e.g. "model.layers.*.self_attn.q_proj.weight".
-      layout: a name in LAYOUTS.
+      theirs: name of the tensor, e.g. "model.layers.*.self_attn.q_proj.weight". With `#`, each expert of a mixture has
+        a tensor of its own, and the rule is for layers with a mixture. Of several rules for a layer's parameter the
+        first counts.
+      layout: a name in LAYOUTS, or, where a layer's layout depends on its configuration, a function of that.
+      always_float32: files keep it in float32, whatever the dtype of the others.
     """
 
     ours: str | tuple[str, ...]
     theirs: str
-    layout: str = "same"
+    layout: str | Callable[[BlockConfig], Layout] = "same"
+    always_float32: bool = False
 
 
 class Part(NamedTuple):
-    """A parameter, or one layer of it, in a tensor.
+    """A parameter, or one layer or expert of it, in a tensor.
 
     Attributes:
       path: of the parameter.
-      layer: index of the layer in a parameter that stacks several; None: the whole parameter.
+      index: of the layer and of the expert in a parameter that stacks several; empty: the whole parameter.
       shape: ours, without the stacking and without the rows that pad the vocabulary.
-      begin: where it begins in the tensor, along the layout's fused dim.
-      size: how long it is there.
+      where: its place in the tensor, along the layout's fused dim.
     """
 
     path: Path
-    layer: int | None
+    index: tuple[int, ...]
     shape: Shape
-    begin: int
-    size: int
+    where: slice
 
 
 class Entry(NamedTuple):
@@ -92,17 +101,26 @@ class Entry(NamedTuple):
     shape: Shape
     layout: Layout
     parts: tuple[Part, ...]
+    always_float32: bool
 
     def part_of(self, theirs: np.ndarray, part: Part) -> np.ndarray:
         """Our array for one of the parts."""
-        index = [slice(None)] * theirs.ndim
-        index[self.layout.fused_dim] = slice(part.begin, part.begin + part.size)
-        return self.layout.to_ours(theirs[tuple(index)], part.shape)
+        return self.layout.to_ours(theirs[self._place(part)], part.shape)
 
-    def fuse(self, ours: Sequence[np.ndarray]) -> np.ndarray:
-        """Their tensor, from our arrays for all parts."""
-        theirs = [self.layout.to_theirs(array) for array in ours]
-        return theirs[0] if len(theirs) == 1 else np.concatenate(theirs, axis=self.layout.fused_dim)
+    def fuse(self, ours: Iterator[np.ndarray]) -> np.ndarray:
+        """Their tensor, from our arrays for all parts in their order."""
+        if len(self.parts) == 1:
+            return self.layout.to_theirs(next(ours))
+        theirs = None
+        for part, array in zip(self.parts, ours, strict=True):
+            theirs = np.empty(self.shape, array.dtype) if theirs is None else theirs
+            theirs[self._place(part)] = self.layout.to_theirs(array)
+        return theirs
+
+    def _place(self, part: Part) -> tuple[slice, ...]:
+        index = [slice(None)] * len(self.shape)
+        index[self.layout.fused_dim] = part.where
+        return tuple(index)
 
 
 def bind(rules: Sequence[Rule], config: ModelConfig, shapes: Params, vocab_size: int) -> list[Entry]:
@@ -115,18 +133,27 @@ def bind(rules: Sequence[Rule], config: ModelConfig, shapes: Params, vocab_size:
       vocab_size: rows of embedding and head in the files; more rows of ours are padding.
     """
     flat = traverse_util.flatten_dict(shapes)
-    entries = []
+    entries: list[Entry] = []
+    held: set[tuple[Path, int | None]] = set()
     for rule in rules:
         ours = (rule.ours,) if isinstance(rule.ours, str) else rule.ours
         stack = config.stacks.get(ours[0].split("/")[0])
         for layer in range(stack.num_layers) if stack is not None and "*" in rule.theirs else (None,):
             located = [_locate(name, layer, stack) for name in ours]
-            if located[0][0] in flat:
-                own = [_own_shape(flat[path].shape, path, index, vocab_size) for path, index in located]
-                name = rule.theirs.replace("*", str(layer))
-                entries.append(_entry(name, LAYOUTS[rule.layout], located, own))
-    held = {part.path for entry in entries for part in entry.parts}
-    assert held == set(flat), f"no rule for {sorted(set(flat) - held)}"
+            block = None if layer is None else stack.blocks[layer]
+            if located[0][0] not in flat or held.intersection(located):
+                continue
+            if "#" in rule.theirs and not isinstance(block.feedforward, MoEConfig):
+                continue
+            held.update(located)
+            layout = LAYOUTS[rule.layout] if isinstance(rule.layout, str) else rule.layout(block)
+            for expert in range(block.feedforward.num_experts) if "#" in rule.theirs else (None,):
+                name = rule.theirs.replace("*", str(layer)).replace("#", str(expert))
+                places = [(path, tuple(i for i in (index, expert) if i is not None)) for path, index in located]
+                own = [_own_shape(flat[path].shape, path, index, vocab_size) for path, index in places]
+                entries.append(_entry(name, layout, places, own, rule.always_float32))
+    missing = set(flat) - {path for path, _ in held}
+    assert not missing, f"no rule for {sorted(missing)}"
     return entries
 
 
@@ -139,18 +166,25 @@ def _locate(name: str, layer: int | None, stack: StackConfig | None) -> tuple[Pa
     return (path[0], *place, *path[2:]), index
 
 
-def _own_shape(shape: Shape, path: Path, layer: int | None, vocab_size: int) -> Shape:
-    if path in VOCABULARY:
-        return (vocab_size, *shape[1:])
-    return shape if layer is None else shape[1:]
+def _own_shape(shape: Shape, path: Path, index: tuple[int, ...], vocab_size: int) -> Shape:
+    return (vocab_size, *shape[1:]) if path in VOCABULARY else shape[len(index) :]
 
 
-def _entry(name: str, layout: Layout, located: Sequence[tuple[Path, int | None]], own: Sequence[Shape]) -> Entry:
+def _entry(
+    name: str,
+    layout: Layout,
+    places: Sequence[tuple[Path, tuple[int, ...]]],
+    own: Sequence[Shape],
+    always_float32: bool,
+) -> Entry:
     theirs = [jax.eval_shape(layout.to_theirs, jax.ShapeDtypeStruct(shape, np.float32)).shape for shape in own]
-    dim = layout.fused_dim
-    sizes = [shape[dim] for shape in theirs]
-    begins = [sum(sizes[:i]) for i in range(len(sizes))]
-    parts = tuple(Part(*place, *rest) for place, *rest in zip(located, own, begins, sizes, strict=True))
+    dim = layout.fused_dim % len(theirs[0])
+    sizes, count = [shape[dim] for shape in theirs], len(theirs)
+    if layout.interleaved:
+        where = [slice(i, None, count) for i in range(count)]
+    else:
+        where = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(count)]
+    parts = tuple(Part(*place, *rest) for place, *rest in zip(places, own, where, strict=True))
     shape = tuple(sum(sizes) if i == dim else size for i, size in enumerate(theirs[0]))
     assert math.prod(shape) == sum(math.prod(part.shape) for part in parts)
-    return Entry(name, shape, layout, parts)
+    return Entry(name, shape, layout, parts, always_float32)

@@ -1,15 +1,18 @@
 """What a family states of itself, and the fields of `config.json` that families share."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from t5x_like.checkpoints.name_map import Rule
 from t5x_like.errors import UserError
-from t5x_like.models.feedforward import Activation
-from t5x_like.models.transformer import DecoderConfig
+from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.feedforward import Activation, MLPConfig
+from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.norms import NormConfig
+from t5x_like.models.transformer import DecoderConfig, EncoderConfig, ModelConfig
 
 INERT = {
     "_name_or_path", "architectures", "auto_map", "model_type", "transformers_version", "dtype", "torch_dtype",
@@ -91,28 +94,44 @@ class Fields:
             raise self.unsupported(left[0], f"{self.values['model_type']} models are not known to have this field")
 
 
+DENSE_DECODER = frozenset({DecoderConfig, LanguageModelHeadConfig, AttentionConfig, MLPConfig})
+
+
 @dataclass(frozen=True)
 class Family:
     """How Hugging Face writes a family of models.
 
     Attributes:
       model_type: `model_type` in config.json.
-      architecture: class of the language model in transformers.
-      prefix: that tensors of the language model have, and files of the bare model lack.
+      architecture: class of the model in transformers.
+      prefix: that tensors of the model without its head have, and files of the bare model lack.
       rules: where its tensors are in our parameters.
       read: config.json -> our configuration.
-      write: our configuration, and the longest text in tokens -> fields of config.json.
+      write: our configuration, made of `parts` alone, and the longest text in tokens -> fields of config.json. What the
+        family does not have is left out: reading the fields back shows it.
+      parts: the classes of configuration that its models are made of: of model, head, attention and feed-forward.
       inert: fields of config.json that do not change what this family computes.
+      copies: tensors that some files have beside others which they equal: name of the copy -> of the original.
+      ignored: pattern of tensors that are no weights of the model: masks and frequencies in older files.
     """
 
     model_type: str
     architecture: str
     prefix: str
     rules: tuple[Rule, ...]
-    read: Callable[[Fields], DecoderConfig]
-    write: Callable[[DecoderConfig, int], dict[str, Any]]
+    read: Callable[[Fields], ModelConfig]
+    write: Callable[[ModelConfig, int], dict[str, Any]]
+    parts: frozenset[type] = DENSE_DECODER
     inert: frozenset[str] = frozenset()
+    copies: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": "model.embed_tokens.weight"})
+    ignored: str = r".*\.rotary_emb\.inv_freq"
 
 
-def written_activation(activation: Activation) -> str:
-    return [theirs for theirs, ours in ACTIVATIONS.items() if ours == activation][-1]
+def written_activation(activation: str) -> str:
+    """The name in config.json; `silu` for one that transformers does not have, as reading it back shows."""
+    return ([theirs for theirs, ours in ACTIVATIONS.items() if ours == activation] or ["silu"])[-1]
+
+
+def written_epsilon(config: DecoderConfig | EncoderConfig) -> float:
+    """Of the norm behind the last layer, where there is one."""
+    return (config.stack.final_norm or NormConfig()).epsilon

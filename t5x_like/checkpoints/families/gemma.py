@@ -24,7 +24,7 @@ def _read(fields: Fields) -> DecoderConfig:
 
 
 def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    return {**write_decoder(config, max_length), "attention_bias": config.stack.block.attention.use_out_bias}
+    return {**write_decoder(config, max_length), "attention_bias": config.stack.blocks[0].attention.use_out_bias}
 
 
 GEMMA = Family("gemma", "GemmaForCausalLM", "model.", RULES, _read, _write)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from t5x_like.checkpoints.families.family import Family, Fields, written_activation
+from t5x_like.checkpoints.families.family import Family, Fields, written_activation, written_epsilon
 from t5x_like.checkpoints.name_map import Rule
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
@@ -72,7 +72,7 @@ def _read(fields: Fields) -> DecoderConfig:
 
 
 def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    block = config.stack.block
+    block = config.stack.blocks[0]
     learned = isinstance(config.positions, LearnedPositionsConfig)
     activation = block.feedforward.activation
     return {
@@ -86,7 +86,7 @@ def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
         "resid_pdrop": block.dropout_rate,
         "embd_pdrop": config.dropout_rate,
         "attn_pdrop": block.attention.dropout_rate,
-        "layer_norm_epsilon": config.stack.final_norm.epsilon,
+        "layer_norm_epsilon": written_epsilon(config),
         "initializer_range": config.kernel_init.stddev,
         "tie_word_embeddings": config.head.tie_embeddings,
     }
@@ -97,4 +97,9 @@ INERT = frozenset({
     "summary_type", "summary_use_proj",
 })  # fmt: skip
 
-GPT2 = Family("gpt2", "GPT2LMHeadModel", "transformer.", RULES, _read, _write, INERT)
+GPT2 = Family(
+    "gpt2", "GPT2LMHeadModel", "transformer.", RULES, _read, _write,
+    inert=INERT,
+    copies={"lm_head.weight": "transformer.wte.weight"},
+    ignored=r".*\.attn\.(masked_)?bias",
+)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from t5x_like.checkpoints.families.family import Family, Fields, written_activation
+from t5x_like.checkpoints.families.family import Family, Fields, written_activation, written_epsilon
 from t5x_like.checkpoints.families.rotary import read_rotary, write_rotary
 from t5x_like.checkpoints.name_map import Rule
 from t5x_like.models.attention import AttentionConfig
@@ -88,7 +88,8 @@ def read_decoder(
 
 def write_decoder(config: DecoderConfig, max_length: int) -> dict[str, Any]:
     """The fields that `read_decoder` reads."""
-    attention, feedforward = config.stack.block.attention, config.stack.block.feedforward
+    block = config.stack.blocks[0]
+    attention, feedforward = block.attention, block.feedforward
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -100,7 +101,7 @@ def write_decoder(config: DecoderConfig, max_length: int) -> dict[str, Any]:
         "hidden_act": written_activation(feedforward.activation),
         "max_position_embeddings": max_length,
         "initializer_range": config.kernel_init.stddev,
-        "rms_norm_eps": config.stack.final_norm.epsilon,
+        "rms_norm_eps": written_epsilon(config),
         "attention_dropout": attention.dropout_rate,
         "tie_word_embeddings": config.head.tie_embeddings,
         **write_rotary(attention.rotary),
@@ -122,7 +123,7 @@ def _read(fields: Fields) -> DecoderConfig:
 
 
 def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    block = config.stack.block
+    block = config.stack.blocks[0]
     return {
         **write_decoder(config, max_length),
         "attention_bias": block.attention.use_out_bias,

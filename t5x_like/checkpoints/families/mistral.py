@@ -13,7 +13,7 @@ def _read(fields: Fields) -> DecoderConfig:
 
 
 def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    return {**write_decoder(config, max_length), "sliding_window": config.stack.block.attention.window}
+    return {**write_decoder(config, max_length), "sliding_window": config.stack.blocks[0].attention.window}
 
 
 MISTRAL = Family("mistral", "MistralForCausalLM", "model.", RULES, _read, _write)

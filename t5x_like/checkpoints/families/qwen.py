@@ -20,7 +20,7 @@ def _read_window(fields: Fields) -> int | None:
 
 
 def _write_window(config: DecoderConfig) -> dict[str, Any]:
-    window, num_layers = config.stack.block.attention.window, config.stack.num_layers
+    window, num_layers = config.stack.blocks[0].attention.window, config.stack.num_layers
     return {
         "use_sliding_window": window is not None,
         "sliding_window": window,
@@ -50,9 +50,9 @@ def _read3(fields: Fields) -> DecoderConfig:
 
 
 def _write3(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    bias = {"attention_bias": config.stack.block.attention.use_out_bias}
+    bias = {"attention_bias": config.stack.blocks[0].attention.use_out_bias}
     return {**write_decoder(config, max_length), **bias, **_write_window(config)}
 
 
-QWEN2 = Family("qwen2", "Qwen2ForCausalLM", "model.", RULES, _read2, _write2, frozenset({"use_mrope"}))
+QWEN2 = Family("qwen2", "Qwen2ForCausalLM", "model.", RULES, _read2, _write2, inert=frozenset({"use_mrope"}))
 QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "model.", RULES, _read3, _write3)
