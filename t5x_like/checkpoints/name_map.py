@@ -70,12 +70,14 @@ class Rule(NamedTuple):
         first counts.
       layout: a name in LAYOUTS, or, where a layer's layout depends on its configuration, a function of that.
       always_float32: files keep it in float32, whatever the dtype of the others.
+      when: whether the rule is for a layer's block; None: for all.
     """
 
     ours: str | tuple[str, ...]
     theirs: str
     layout: str | Callable[[BlockConfig], Layout] = "same"
     always_float32: bool = False
+    when: Callable[[BlockConfig], bool] | None = None
 
 
 class Part(NamedTuple):
@@ -142,6 +144,8 @@ def bind(rules: Sequence[Rule], config: ModelConfig, shapes: Params, vocab_size:
             located = [_locate(name, layer, stack) for name in ours]
             block = None if layer is None else stack.blocks[layer]
             if located[0][0] not in flat or held.intersection(located):
+                continue
+            if rule.when is not None and not rule.when(block):
                 continue
             if "#" in rule.theirs and not isinstance(block.feedforward, MoEConfig):
                 continue

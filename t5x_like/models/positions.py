@@ -19,14 +19,20 @@ class LearnedPositionsConfig:
     """A trained vector per position, added to the token embedding (GPT-2, BERT).
 
     Attributes:
-      max_length: number of positions; longer sequences are refused.
+      max_length: rows of the table; longer sequences are refused.
+      offset: rows before that of position 0, which no token has (RoBERTa: 2).
     """
 
     max_length: int
+    offset: int = 0
 
     def __post_init__(self):
         if self.max_length < 1:
             raise UserError(f"LearnedPositionsConfig.max_length is {self.max_length}: it must be at least 1.")
+        if not 0 <= self.offset < self.max_length:
+            raise UserError(
+                f"LearnedPositionsConfig.offset is {self.offset}: it must be below max_length ({self.max_length})."
+            )
 
 
 @configurable
@@ -277,9 +283,10 @@ class LearnedPositions(Module):
     def __init__(self, config: LearnedPositionsConfig, d_model: int, *, init: Initializer, key: PRNGKeyArray):
         shape = (config.max_length, d_model)
         self.embedding = parameter(init(key, shape, *shape), ("position", "embed"))
+        self.offset = config.offset
 
     def __call__(self, positions: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
-        return constrain(self.embedding[...], None, None)[positions]
+        return constrain(self.embedding[...], None, None)[positions + self.offset]
 
 
 def sinusoidal(

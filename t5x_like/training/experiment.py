@@ -138,7 +138,7 @@ class Experiment:
     def __post_init__(self):
         self._check_features()
         positions, length = self.model.positions, self.data.sequence_length
-        if isinstance(positions, LearnedPositionsConfig) and positions.max_length < length:
+        if isinstance(positions, LearnedPositionsConfig) and positions.max_length - positions.offset < length:
             raise UserError(
                 f"DataConfig.sequence_length ({length}) exceeds LearnedPositionsConfig.max_length "
                 f"({positions.max_length}): lower the one or raise the other."
