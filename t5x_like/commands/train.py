@@ -3,15 +3,17 @@
 import json
 from collections.abc import Sequence
 
+import numpy as np
 from absl import flags
 
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.commands.dry_run import dry_run
-from t5x_like.commands.trained import Trained, continue_texts, writes_text
+from t5x_like.commands.trained import Trained, continue_texts, writes_text, written
 from t5x_like.config import difference, save_run_config, to_dict
-from t5x_like.data.build import build_data
+from t5x_like.data.build import Data, build_data
 from t5x_like.decoding.sampling import Sampling
+from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.loop import Outcome, train
@@ -68,14 +70,23 @@ def command(values: flags.FlagValues) -> None:
             model = Trained(
                 experiment, directory, mesh, job.spec.graphdef, params, data.tokenizer, int(outcome.state.step)
             )
-            texts = continue_texts(
-                model,
-                [logs.sample_prompt],
-                max_new_tokens=logs.sample_tokens,
-                sampling=Sampling(temperature=0.8),
-                seed=experiment.run.seed,
-            )
-            print(f"\nA sample:\n\n{logs.sample_prompt}{texts[0]}")
+            print(f"\nA sample:\n\n{sample(model, data)}")
+
+
+def sample(model: Trained, data: Data) -> str:
+    """What a trained model writes, behind what it was given."""
+    logs = model.experiment.run.logging
+    options = {
+        "max_new_tokens": logs.sample_tokens,
+        "sampling": Sampling(temperature=0.8),
+        "seed": model.experiment.run.seed,
+    }
+    if isinstance(model.experiment.model, EncoderDecoderConfig) and not logs.sample_prompt:
+        row = data.validation.batch(0, slice(0, 1))
+        is_input = row.get("encoder_segment_ids", np.ones_like(row["encoder_input_tokens"]))[0] == 1
+        tokens = row["encoder_input_tokens"][0][is_input]
+        return f"{model.tokenizer.decode(tokens)}\n\n-> {written(model, [tokens.tolist()], **options)[0]}"
+    return logs.sample_prompt + continue_texts(model, [logs.sample_prompt], **options)[0]
 
 
 def forbidden_changes(directory: RunDirectory, experiment: Experiment) -> list[str]:

@@ -1,5 +1,6 @@
 """A trained model from its MODEL_DIR: what evaluate and generate begin with."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -99,19 +100,28 @@ def continue_texts(
 
     An empty prompt starts at a document's beginning.
     """
+    if isinstance(model.experiment.model, EncoderDecoderConfig):
+        tokens = [encode_marked(model.tokenizer, prompt) for prompt in prompts]
+    else:
+        tokens = [prompt_tokens(model.tokenizer, prompt) for prompt in prompts]
+    return written(model, tokens, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+
+
+def written(
+    model: Trained, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, sampling: Sampling, seed: int
+) -> list[str]:
+    """As `continue_texts`, for prompts that are tokens."""
     config, tokenizer = model.experiment.model, model.tokenizer
     if not writes_text(config):
         raise UserError(f"{type(config).__name__} with {type(config.head).__name__} writes no text: use `evaluate`.")
     options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "eos_id": tokenizer.eos_id}
     with jax.set_mesh(model.mesh):
         if isinstance(config, EncoderDecoderConfig):
-            inputs = [tokenizer.encode(prompt).tolist() for prompt in prompts]
             start = tokenizer.pad_id or 0
-            new = generate_from_inputs(model.graphdef, model.params, inputs, start_id=start, **options)
+            new = generate_from_inputs(model.graphdef, model.params, prompts, start_id=start, **options)
         else:
             length = model.experiment.data.sequence_length
-            tokens = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
-            new = generate(model.graphdef, model.params, tokens, context_length=length, **options)
+            new = generate(model.graphdef, model.params, prompts, context_length=length, **options)
     return [tokenizer.decode(tokens) for tokens in new]
 
 
@@ -122,4 +132,15 @@ def writes_text(config: ModelConfig) -> bool:
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     # Characters have no mark for a beginning; their first is the line break in most texts, as good a start as any.
-    return [*start, *tokenizer.encode(prompt).tolist()] or [0]
+    return [*start, *encode_marked(tokenizer, prompt)] or [0]
+
+
+def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a text in which special tokens may stand by name: "Copy <extra_id_0> directories"."""
+    names = sorted(tokenizer.special_ids, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+    tokens = []
+    for part in filter(None, parts):
+        known = tokenizer.special_ids.get(part)
+        tokens += tokenizer.encode(part).tolist() if known is None else [known]
+    return tokens

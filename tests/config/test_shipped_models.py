@@ -12,6 +12,7 @@ from t5x_like.config.parse import SHIPPED
 from t5x_like.models.transformer import DecoderConfig
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.state import model_spec
+from tests.config.test_shipped_encoders import PUBLISHED as ENCODERS
 
 PUBLISHED = {
     "gpt2": ("gpt2", 124_439_808),
@@ -31,9 +32,10 @@ def shipped(name: str) -> DecoderConfig:
     return parse_config([f"models/{name}.gin", *others], overrides).build(Experiment).model
 
 
-def test_every_model_is_part_of_a_run_or_of_this_list():
-    included = {name for run in SHIPPED.glob("runs/*.gin") for name in re.findall("models/(.*).gin", run.read_text())}
-    assert {path.stem for path in SHIPPED.glob("models/*.gin")} == included | set(PUBLISHED)
+def test_every_model_is_part_of_a_run_or_of_a_list():
+    files = [path for folder in ("runs", "models") for path in SHIPPED.glob(f"{folder}/*.gin")]
+    included = {name for path in files for name in re.findall("include 'models/(.*).gin'", path.read_text())}
+    assert {path.stem for path in SHIPPED.glob("models/*.gin")} == included | set(PUBLISHED) | set(ENCODERS)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
