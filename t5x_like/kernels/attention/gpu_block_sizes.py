@@ -47,7 +47,8 @@ def _both(forward: GpuBlocks, backward: GpuBlocks) -> GpuTuning:
 _HOPPER = {
     64: _both(GpuBlocks(128, 64, 4, 3), GpuBlocks(64, 64, 4, 3)),
     128: _both(GpuBlocks(128, 128, 8, 3), GpuBlocks(64, 64, 4, 2)),
-    256: _both(GpuBlocks(128, 32, 8, 2), GpuBlocks(64, 32, 4, 2)),
+    # Hopper's matrix units take 64 rows, which are keys in the last kernel; with 4 warps registers would overflow.
+    256: GpuTuning(GpuBlocks(128, 32, 8, 2), GpuBlocks(64, 32, 8, 2), GpuBlocks(32, 64, 8, 2)),
 }
 _AMPERE = {
     64: _both(GpuBlocks(128, 64, 4, 3), GpuBlocks(64, 64, 4, 2)),
@@ -63,7 +64,8 @@ _OTHER = {
 GPU_TUNINGS: dict[str, dict[int, GpuTuning]] = {"a100": _AMPERE, "h100": _HOPPER, "h200": _HOPPER, "gpu": _OTHER}
 """By chip (see target.py), and then by the largest head_dim.
 
-Those of Hopper GPUs are recorded tunings of other Triton kernels; all others are chosen to fit shared memory (163 KiB
+Those of Hopper GPUs are recorded tunings of other Triton kernels, changed where the compiler showed that they do not
+suit these (head_dim 256, backward); all others are chosen to fit shared memory (163 KiB
 on A100, 99 KiB on GPUs for workstations). An entry may be replaced before tracing. None was timed for these kernels.
 """
 

@@ -27,7 +27,7 @@ def interpretation(wanted: bool) -> Any:
 def transposed_product(a: Any, b: Any, interpreted: bool) -> Float[Array, "rows columns"]:
     """`a b^T`, both in shared memory, with float32 sums."""
     if interpreted:
-        return lax.dot_general(a[...], b[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        return lax.dot_general(a[...], _read(b), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
     def multiply(sums):
         plgpu.wgmma(sums, a, b.T)
@@ -41,5 +41,12 @@ def add_product(
 ) -> Float[Array, "rows columns"]:
     """`total + a b`, with `a` in registers and `b` in shared memory."""
     if interpreted:
-        return total + lax.dot(a, b[...], preferred_element_type=jnp.float32)
+        return total + lax.dot(a, _read(b), preferred_element_type=jnp.float32)
     return pl.run_state(lambda sums: plgpu.wgmma(sums, a, b))(plgpu.ACC.init(total))
+
+
+def _read(ref: Any) -> Array:
+    """Shared memory, read before any copy to it that comes after; the matrix units' own reads need no such fence."""
+    values = ref[...]
+    plgpu.commit_smem()
+    return values
