@@ -30,7 +30,7 @@ from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward import MLPConfig
 from t5x_like.models.moe import DroplessConfig
 from t5x_like.models.parameters import InitializerConfig, Params
-from t5x_like.models.stack import StackConfig
+from t5x_like.models.stack import PipelineConfig, StackConfig
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.logical import shardings
 
@@ -255,7 +255,9 @@ def _architecture_of_stack(stack: StackConfig, d_model: int) -> StackConfig:
 
     blocks = tuple(map(plain, stack.blocks))
     block = blocks[0] if len(set(blocks)) == 1 else blocks
-    return dataclasses.replace(stack, block=block, first=(), scan_layers=True, remat="none", remat_names=())
+    return dataclasses.replace(
+        stack, block=block, first=(), scan_layers=True, remat="none", remat_names=(), pipeline=PipelineConfig()
+    )
 
 
 def _differences(ours: Any, theirs: Any, path: str = "") -> list[str]:

@@ -1,8 +1,8 @@
 """A stack of blocks: the one place that decides scanning over layers and rematerialisation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,12 @@ from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded
 from t5x_like.models.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import (
+    GraphDef,
     Initializer,
     Initializers,
     Module,
     ModuleDict,
+    Params,
     merge,
     parameter,
     split,
@@ -29,12 +31,36 @@ from t5x_like.models.parameters import (
 )
 from t5x_like.models.positions import AlibiConfig, RelativeBiasConfig
 from t5x_like.models.routers import RouterStats
+from t5x_like.sharding import pipeline
 
 NAMED_TENSORS = ("query", "key", "value", "attention", "mlp", "gate")
 """What a block names with `checkpoint_name`, in the order it is computed."""
 
+Vectors = Float[Array, "batch length embed"]
+LayerResults = dict[str, list[Any]]
+"""State and router statistics of layers, by place in the cycle or number of the layer."""
 States = dict[str, dict[str, BlockState]]
 """By `scanned` or `unrolled`, then by place in the cycle or number of the layer."""
+
+
+@configurable
+class PipelineConfig:
+    """How layers are pipelined where the mesh has stages (MeshConfig.stage above 1).
+
+    Attributes:
+      num_microbatches: parts of the batch that travel from stage to stage. A stage waits for (stages - 1) /
+        (num_microbatches * repeats + stages - 1) of the time.
+      repeats: turns of a microbatch through all stages, each of which then has several pieces of the layers; above 1
+        it needs at least as many microbatches as stages.
+    """
+
+    num_microbatches: int = 8
+    repeats: int = 1
+
+    def __post_init__(self):
+        for name in ("num_microbatches", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"PipelineConfig.{name} is {getattr(self, name)}: it must be at least 1.")
 
 
 @configurable
@@ -53,6 +79,7 @@ class StackConfig:
         input only; `dots` keeps the results of the projections; `names` keeps `remat_names`; `offload` keeps
         `remat_names` in host memory. The rest is recomputed.
       remat_names: tensors kept by `names` and `offload`, among query, key, value, attention, mlp, gate.
+      pipeline: how the scanned cycles are pipelined where the mesh has stages.
     """
 
     num_layers: int
@@ -63,6 +90,7 @@ class StackConfig:
     scan_layers: bool = True
     remat: Literal["none", "full", "dots", "names", "offload"] = "none"
     remat_names: tuple[str, ...] = ()
+    pipeline: PipelineConfig = PipelineConfig()
 
     def __post_init__(self):
         if self.num_layers < 1:
@@ -221,47 +249,130 @@ class Stack(Module):
         dropout_key: PRNGKeyArray | None = None,
     ) -> StackOutput:
         """Runs all layers; what belongs to scanned layers is stacked over the cycles."""
-        num_layers, begin, size = self.config.num_layers, len(self.config.first), len(self.config.cycle)
-        keys = None if dropout_key is None else jax.random.split(dropout_key, num_layers)
-        attend = self.position_bias.added_to(attend)
-        new = {"scanned": {}, "unrolled": {}}
-
-        def run(graphdef, x, params, state, key):
-            block = merge(graphdef, params)
-            return block(x, tokens=tokens, attend=attend, encoded=encoded, state=state, dropout_key=key)
-
-        def run_unrolled(x, layers):
-            for i in map(str, layers):
-                graphdef, params = split(self.unrolled[i])
-                state = None if states is None else states["unrolled"][i]
-                key = None if keys is None else keys[int(i)]
-                layer = self.config.checkpointed(partial(run, graphdef), in_scan=False)
-                x, *new["unrolled"][i] = layer(x, params, state, key)
-            return x
-
-        x = run_unrolled(x, [i for i in self.config.unrolled if i < begin])
-        if self.config.num_cycles:
-            graphdefs, params = zip(*(split(self.scanned[str(i)]) for i in range(size)), strict=True)
-            end = begin + self.config.num_cycles * size
-            keys_of_cycles = None if keys is None else keys[begin:end].reshape(-1, size)
-            states_of_cycles = None if states is None else [states["scanned"][str(i)] for i in range(size)]
-            layers = [self.config.checkpointed(partial(run, graphdef), in_scan=True) for graphdef in graphdefs]
-
-            def body(x, cycle):
-                params, states, keys = cycle
-                new = {}
-                for i, layer in enumerate(layers):
-                    of_layer = lambda all_of_cycle, i=i: None if all_of_cycle is None else all_of_cycle[i]
-                    x, *new[str(i)] = layer(x, params[i], of_layer(states), of_layer(keys))
-                return x, new
-
-            x, new["scanned"] = lax.scan(body, x, (params, states_of_cycles, keys_of_cycles))
-        x = run_unrolled(x, [i for i in self.config.unrolled if i >= begin])
+        first = len(self.config.first)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
+        run = Run(self.position_bias.added_to(attend), Rows(tokens, encoded))
+        given = {"scanned": {}, "unrolled": {}} if states is None else states
+        x, begun = self.run_unrolled(x, [i for i in self.config.unrolled if i < first], run, given["unrolled"], keys)
+        x, cycles = self.run_cycles(x, run, given["scanned"], keys)
+        x, ended = self.run_unrolled(x, [i for i in self.config.unrolled if i >= first], run, given["unrolled"], keys)
         x = x if self.final_norm is None else self.final_norm(x)
         states, stats = (
-            {kind: {i: both[which] for i, both in layers.items()} for kind, layers in new.items()} for which in (0, 1)
+            {kind: {i: both[which] for i, both in layers.items()} for kind, layers in new.items()}
+            for new in ({"scanned": cycles, "unrolled": begun | ended},)
+            for which in (0, 1)
         )
         return StackOutput(x, states, stats)
+
+    def run_unrolled(
+        self, x: Vectors, layers: Sequence[int], run: "Run", states: dict[str, BlockState], keys: PRNGKeyArray | None
+    ) -> tuple[Vectors, LayerResults]:
+        results = {}
+        for i in layers:
+            graphdef, params = split(self.unrolled[str(i)])
+            layer = self.config.checkpointed(partial(run.layer, graphdef), in_scan=False)
+            x, *results[str(i)] = layer(x, params, states.get(str(i)), None if keys is None else keys[i], run.rows)
+        return x, results
+
+    def run_cycles(
+        self, x: Vectors, run: "Run", states: dict[str, BlockState], keys: PRNGKeyArray | None
+    ) -> tuple[Vectors, LayerResults]:
+        """Scans the cycles, or, where the mesh has stages, pipelines them."""
+        config, size = self.config, len(self.config.cycle)
+        if not config.num_cycles:
+            return x, {}
+        graphdefs, params = zip(*(split(self.scanned[str(i)]) for i in range(size)), strict=True)
+        blocks = [config.checkpointed(partial(run.layer, graphdef), in_scan=True) for graphdef in graphdefs]
+        if keys is not None:
+            begin = len(config.first)
+            keys = keys[begin : begin + config.num_cycles * size].reshape(-1, size)
+
+        def cycle(x: Vectors, layers: tuple[Any, ...], rows: Rows) -> tuple[Vectors, LayerResults]:
+            params, states, keys = layers
+            results = {}
+            for i, block in enumerate(blocks):
+                x, *results[str(i)] = block(x, params[i], states.get(str(i)), None if keys is None else keys[i], rows)
+            return x, results
+
+        if pipeline.num_stages() > 1 and not states:
+            return self.pipeline_cycles(x, cycle, (params, {}, keys), run.rows)
+        return lax.scan(lambda x, layers: cycle(x, layers, run.rows), x, (params, states, keys))
+
+    def pipeline_cycles(
+        self, x: Vectors, cycle: Callable, layers: tuple[Any, ...], rows: "Rows"
+    ) -> tuple[Vectors, LayerResults]:
+        """The cycles in stages; those that fill up the last stages are skipped."""
+        schedule, count = self.config.pipeline, self.config.num_cycles
+        params, _, keys = layers
+        padding = pipeline.padding(count, pipeline.num_stages(), schedule.repeats)
+        fill = lambda a: jnp.concatenate([a, jnp.broadcast_to(a[:1], (padding, *a.shape[1:]))]) if padding else a
+        stacked = jax.tree.map(fill, (params, None if keys is None else jax.random.key_data(keys)))
+        is_cycle = jnp.arange(count + padding) < count
+        number = jnp.arange(x.shape[0], dtype=jnp.int32) % schedule.num_microbatches
+
+        def run_some(layers, x, rows):
+            rows, number = rows
+
+            def step(x, layer):
+                (params, key_data), is_cycle = layer
+                keys = None
+                if key_data is not None:
+                    # Every microbatch draws its own.
+                    fold = jax.vmap(jax.random.fold_in, (0, None))
+                    keys = fold(jax.random.wrap_key_data(key_data), number[0])
+                run = lambda x: cycle(x, (params, {}, keys), rows)
+                if not padding:
+                    return run(x)
+                nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(run, x)[1])
+                return lax.cond(is_cycle, run, lambda x: (x, nothing), x)
+
+            return lax.scan(step, x, layers)
+
+        x, results = pipeline.pipelined(
+            run_some,
+            (stacked, is_cycle),
+            x,
+            (rows, number),
+            num_microbatches=schedule.num_microbatches,
+            repeats=schedule.repeats,
+        )
+        return x, jax.tree.map(lambda a: a[:count], results)
+
+
+class Rows(NamedTuple):
+    """What belongs to the rows of a batch, beside the vectors.
+
+    Attributes:
+      tokens: whose vectors they are.
+      encoded: what a decoder attends to.
+    """
+
+    tokens: TokenInfo
+    encoded: Encoded | None
+
+
+class Run(NamedTuple):
+    """One run of a stack's layers.
+
+    Attributes:
+      attend: the core of attention.
+      rows: of the batch.
+    """
+
+    attend: Attend
+    rows: Rows
+
+    def layer(
+        self,
+        graphdef: GraphDef,
+        x: Vectors,
+        params: Params,
+        state: BlockState | None,
+        key: PRNGKeyArray | None,
+        rows: Rows,
+    ) -> tuple[Vectors, BlockState | None, RouterStats | None]:
+        block = merge(graphdef, params)
+        return block(x, tokens=rows.tokens, attend=self.attend, encoded=rows.encoded, state=state, dropout_key=key)
 
 
 class PositionBias(Module):

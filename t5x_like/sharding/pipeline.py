@@ -1,7 +1,7 @@
 """Layers in stages: each device keeps some of them, and microbatches travel from stage to stage.
 
-Written once for all stages: one `jax.shard_map` that is manual over the mesh axis `stage` and leaves every other axis to
-XLA. GPipe (Huang et al. 2019); with `repeats`, the circular schedule of interleaved stages (Narayanan et al. 2021,
+Written once for all stages: one `jax.shard_map` that is manual over the mesh axis `stage` and leaves every other axis
+to XLA. GPipe (Huang et al. 2019); with `repeats`, the circular schedule of interleaved stages (Narayanan et al. 2021,
 section 2.2), where stage s keeps the layers of turns s, s + S, s + 2 S, ...
 """
 
@@ -33,7 +33,12 @@ def bubble(num_microbatches: int, stages: int, repeats: int = 1) -> float:
 
 
 def pipelined(
-    run: RunLayers, layers: Tree, x: Float[Array, "batch length embed"], rows: Tree, *, num_microbatches: int,
+    run: RunLayers,
+    layers: Tree,
+    x: Float[Array, "batch length embed"],
+    rows: Tree,
+    *,
+    num_microbatches: int,
     repeats: int = 1,
 ) -> tuple[Float[Array, "batch length embed"], Tree]:
     """Runs layers over the stages of the mesh in context.
