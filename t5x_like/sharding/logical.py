@@ -81,6 +81,11 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, automatic_axes()))
 
 
+def length_shards() -> int:
+    """Devices that share the length of a row, on the mesh in context."""
+    return automatic_axes().get("sequence", 1)
+
+
 def batch_axes() -> tuple[str, ...]:
     """Axes of the mesh in context that split the batch; empty on one device."""
     sizes = automatic_axes()

@@ -7,6 +7,7 @@ from jax.sharding import AxisType, Mesh
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
+from t5x_like.sharding.context import ContextConfig
 
 MESH_AXES = ("data", "fsdp", "stage", "expert", "sequence", "tensor")
 """Outermost first: `tensor`, which communicates most, gets the nearest devices."""
@@ -23,6 +24,7 @@ class MeshConfig:
       expert: shares of the experts of a mixture of experts; the batch is split over it too.
       sequence: shares of the sequence length.
       tensor: shares of heads, hidden units and vocabulary.
+      context: how attention works where `sequence` splits the length.
     """
 
     data: int = -1
@@ -31,6 +33,7 @@ class MeshConfig:
     expert: int = 1
     sequence: int = 1
     tensor: int = 1
+    context: ContextConfig = ContextConfig()
 
     def __post_init__(self):
         sizes = self.sizes
@@ -40,11 +43,8 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             free = ", ".join(axis for axis, size in sizes.items() if size == -1)
             raise UserError(f"MeshConfig has -1 for {free}: at most one axis may take the devices left.")
-        for axis in ("stage", "sequence"):
-            if sizes[axis] != 1:
-                raise UserError(
-                    f"MeshConfig.{axis} is {sizes[axis]}: only data, fsdp, expert and tensor can be above 1 for now."
-                )
+        if self.stage != 1:
+            raise UserError(f"MeshConfig.stage is {self.stage}: only the other axes can be above 1 for now.")
 
     @property
     def sizes(self) -> dict[str, int]:

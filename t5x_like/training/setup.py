@@ -13,6 +13,7 @@ from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.models.losses import Batch
 from t5x_like.models.transformer import ModelConfig
+from t5x_like.sharding.context import traced_with
 from t5x_like.sharding.host_memory import keep_freed_memory
 from t5x_like.sharding.logical import partition_spec
 from t5x_like.sharding.mesh import describe_mesh
@@ -98,6 +99,7 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
         num_microbatches=run.num_microbatches,
         ema_decay=run.ema_decay,
     )
+    step = traced_with(experiment.mesh.context, step)
     state = abstract_state(create, spec.axes, mesh)
     return Job(model, mesh, spec, create, state, batch_target(experiment.data, mesh), step, schedule)
 
