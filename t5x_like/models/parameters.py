@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
-from t5x_like.sharding.logical import length_shards
+from t5x_like.sharding.logical import length_is_split
 
 Module = nnx.Module
 ModuleDict = nnx.Dict
@@ -140,7 +140,7 @@ class Linear(Module):
         kernel = kernel.reshape(math.prod(kernel.shape[: self.num_in_dims]), -1)
         # One two-dimensional product: XLA:CPU runs the gradient of a [batch, length, embed] product half as fast. But a
         # dim that is split must stay itself, or it would be gathered.
-        rows = x.shape[: x.ndim - self.num_in_dims] if length_shards() > 1 else (-1,)
+        rows = x.shape[: x.ndim - self.num_in_dims] if length_is_split() else (-1,)
         y = x.astype(self.dtype).reshape(*rows, kernel.shape[0]) @ kernel
         y = y.reshape(*x.shape[: x.ndim - self.num_in_dims], *out_shape)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)

@@ -10,7 +10,7 @@ Nothing here knows of batch or heads: other axes have taken their share before.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -46,17 +46,6 @@ using = jax.make_user_context(ContextConfig())
 """The configuration in force: `with using(config): ...`; read while tracing."""
 
 _in_zigzag = jax.make_user_context(False)
-
-
-def traced_with(config: ContextConfig, function: Callable) -> Callable:
-    """`function`, traced with this configuration in force."""
-
-    @functools.wraps(function)
-    def traced(*args):
-        with using(config):
-            return function(*args)
-
-    return traced
 
 
 @contextlib.contextmanager
