@@ -1,13 +1,12 @@
 """What `train --dry_run` prints: everything that shapes alone can tell."""
 
-import math
-
 import jax
 
 from t5x_like.data.build import build_data
+from t5x_like.sharding.layout import bytes_on_device, layout_table
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.setup import Job, set_up
+from t5x_like.training.setup import set_up
 
 
 def dry_run(experiment: Experiment) -> str:
@@ -22,7 +21,7 @@ def dry_run(experiment: Experiment) -> str:
     mesh = build_mesh(experiment.mesh)
     job = set_up(experiment, mesh, vocab_size)
     lines = [
-        *parameter_table(job),
+        *layout_table(job.state.params, job.spec.axes),
         "",
         job.describe(),
         f"tokens per step: {data.batch_size} x {' + '.join(map(str, job.row_lengths.values()))} = "
@@ -41,21 +40,6 @@ def dry_run(experiment: Experiment) -> str:
     return "\n".join([*lines, f"  {'sum':<12}{sum(sizes.values()) / 2**20:>12,.1f} MiB"])
 
 
-def parameter_table(job: Job) -> list[str]:
-    """A line for every parameter: name, shape, logical axes, and how the mesh splits it."""
-    params, _ = jax.tree_util.tree_flatten_with_path(job.state.params)
-    axes = jax.tree.leaves(job.spec.axes, is_leaf=lambda node: isinstance(node, tuple))
-    rows = [("parameter", "shape", "axes", "partition")]
-    for (path, array), names in zip(params, axes, strict=True):
-        name = "/".join(str(key.key) for key in path)
-        spec = ", ".join("-" if entry is None else str(entry) for entry in array.sharding.spec)
-        rows.append((name, " x ".join(map(str, array.shape)), ", ".join(names), spec))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    padded = ([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] for row in rows)
-    return ["  ".join([*cells, row[3]]) for cells, row in zip(padded, rows, strict=True)]
-
-
 def bytes_per_device(tree) -> int:
     """Bytes that the device with the largest share holds of a tree of shapes with shardings."""
-    arrays = jax.tree.leaves(tree)
-    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in arrays)
+    return sum(map(bytes_on_device, jax.tree.leaves(tree)))

@@ -10,6 +10,7 @@ from t5x_like.commands import cli
 from t5x_like.commands.trained import define_flags, load_trained
 from t5x_like.data.build import build_data
 from t5x_like.evaluation.evaluator import make_validation
+from t5x_like.sharding.mesh import choices_of
 from t5x_like.training.setup import batch_target
 
 
@@ -24,6 +25,6 @@ def command(values: flags.FlagValues) -> None:
         return
     data = build_data(model.experiment.data, model.directory.data)
     experiment, target = model.experiment, batch_target(model.experiment.data, model.mesh)
-    with jax.set_mesh(model.mesh):
+    with jax.set_mesh(model.mesh), choices_of(experiment.mesh):
         scores = make_validation(model.graphdef, experiment.run.loss, data, target)(model.params)
     print(json.dumps({"step": model.step, "split": "validation", **scores}))

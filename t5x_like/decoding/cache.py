@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from t5x_like.kernels.attention.door import attention
 from t5x_like.models.attention import Attend, TokenInfo
 from t5x_like.models.block import BlockConfig, BlockState
 from t5x_like.models.stack import StackConfig, States
+from t5x_like.sharding.attention import attention
 
 
 class Cache(NamedTuple):

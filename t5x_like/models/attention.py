@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention.door import attention
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializers, Linear, Module, parameter
 from t5x_like.models.positions import RotaryConfig, rotate
+from t5x_like.sharding.attention import attention
 
 Backend = Literal["auto", "reference", "chunked", "tpu"]
 
@@ -140,7 +140,7 @@ class Attend(Protocol):
     """The core of a self-attention layer: queries, keys and values of new tokens in, their outputs and state out.
 
     Training attends among the new tokens and has no state (None); decoding also reads and writes the layer's cache.
-    `options` are the layer's own arguments for `kernels.attention.door.attention`.
+    `options` are the layer's own arguments for `sharding.attention.attention`.
     """
 
     def __call__(

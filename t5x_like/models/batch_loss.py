@@ -1,15 +1,19 @@
 """What training minimises on a batch: the losses of the model's head, and those of its routers."""
 
+import contextlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.losses import Batch, LossConfig
+from t5x_like.models.moe import CapacityConfig, MoEConfig
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.routing import Stats, router_objective
-from t5x_like.models.transformer import Transformer
+from t5x_like.models.transformer import ModelConfig, Transformer
+from t5x_like.sharding.context import balanced
 
 Totals = dict[str, Float[Array, ""]]
 
@@ -42,6 +46,17 @@ def total_weights(model: Transformer, batch: Batch) -> Totals:
     return jax.tree.map(lambda weight: jnp.maximum(jnp.sum(weight), 1), model.head.weights(batch))
 
 
+def any_order(config: ModelConfig) -> bool:
+    """Whether nothing in the loss depends on where in its row a token lies, except through its position.
+
+    Of heads, those that sum over tokens; of experts, those that take all their tokens, without random numbers.
+    """
+    blocks = (block for stack in config.stacks.values() for block in stack.distinct)
+    experts = (block.feedforward for block in blocks if isinstance(block.feedforward, MoEConfig))
+    by_place = any(isinstance(moe.dispatch, CapacityConfig) or moe.jitter for moe in experts)
+    return isinstance(config.head, LanguageModelHeadConfig) and not by_place
+
+
 def batch_loss(
     config: LossConfig,
     graphdef: GraphDef,
@@ -69,7 +84,8 @@ def batch_loss(
     model = merge(graphdef, params)
     totals = total_weights(model, batch) if totals is None else totals
     model_key, head_key = model.dropout_keys(dropout_key, 2)
-    output = model.run(batch, model_key)
+    with balanced(batch) if model_key is None and any_order(model.config) else contextlib.nullcontext(batch) as batch:
+        output = model.run(batch, model_key)
     terms = model.head.terms(
         output.x,
         batch,

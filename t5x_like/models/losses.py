@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.cross_entropy import LossSums, cross_entropy, squared_error
-from t5x_like.sharding.logical import batch_axes
+from t5x_like.sharding.logical import batch_axes, length_shards
 
 Batch = dict[str, Array]
 """Arrays [batch, ...] under T5X's feature names, e.g. `decoder_input_tokens`; see docs/data.md."""
@@ -74,7 +74,9 @@ def token_loss(
     Each device works through its own tokens in chunks and the sums are added once at the end, as is the gradient of
     `head`: left to XLA, every chunk's gradient would be reduced over the data axes.
     """
-    axes = batch_axes()
+    rows = batch_axes()
+    length = ("sequence",) if length_shards() > 1 else ()
+    axes = rows + length
 
     def local(hidden, head, labels, weights):
         tokens = hidden.reshape(-1, hidden.shape[-1]), head, labels.reshape(-1), weights.reshape(-1)
@@ -92,6 +94,6 @@ def token_loss(
 
     if not axes:
         return local(hidden, head, labels, weights)
-    rows, whole = PartitionSpec(axes), PartitionSpec()
-    sharded = jax.shard_map(local, in_specs=(rows, whole, rows, rows), out_specs=whole, axis_names=set(axes))
+    tokens, whole = PartitionSpec(rows or None, length or None), PartitionSpec()
+    sharded = jax.shard_map(local, in_specs=(tokens, whole, tokens, tokens), out_specs=whole, axis_names=set(axes))
     return sharded(hidden, head, labels, weights)

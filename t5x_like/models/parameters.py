@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
+from t5x_like.sharding.logical import length_is_split
 
 Module = nnx.Module
 ModuleDict = nnx.Dict
@@ -136,8 +137,10 @@ class Linear(Module):
     def __call__(self, x: Float[Array, "batch length *in"]) -> Float[Array, "batch length *out"]:
         kernel = self.kernel[...].astype(self.dtype)
         out_shape = kernel.shape[self.num_in_dims :]
-        # One two-dimensional product: XLA:CPU runs the gradient of a [batch, length, embed] product half as fast.
         kernel = kernel.reshape(math.prod(kernel.shape[: self.num_in_dims]), -1)
-        y = x.astype(self.dtype).reshape(-1, kernel.shape[0]) @ kernel
+        # One two-dimensional product: XLA:CPU runs the gradient of a [batch, length, embed] product half as fast. But a
+        # dim that is split must stay itself, or it would be gathered.
+        rows = x.shape[: x.ndim - self.num_in_dims] if length_is_split() else (-1,)
+        y = x.astype(self.dtype).reshape(*rows, kernel.shape[0]) @ kernel
         y = y.reshape(*x.shape[: x.ndim - self.num_in_dims], *out_shape)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)

@@ -26,14 +26,24 @@ Names without a rule (head_dim, norm, position, router) stay whole. Activations 
 """
 
 
+SPLIT_ACTIVATIONS = (*(rule for rule in RULES if rule[0] != "length"), ("length", ("sequence", "tensor")))
+"""The rules with `MeshConfig.split_activations`: where heads and hidden units leave `tensor`, the length takes it."""
+
+split_activations = jax.make_user_context(False)
+"""Whether those rules are in force: `with split_activations(True): ...`; read while tracing."""
+
+
 def partition_spec(
-    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh_shape: Mapping[str, int]
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh_shape: Mapping[str, int],
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = RULES,
 ) -> PartitionSpec:
     """How an array of `shape` with these logical axes lies on a mesh with these axis sizes."""
     assert len(axes) == len(shape), (axes, shape)
     entries: list[tuple[str, ...] | str | None] = [None] * len(axes)
     free = {axis for axis, size in mesh_shape.items() if size > 1}
-    for name, mesh_axes in RULES:
+    for name, mesh_axes in rules:
         usable = tuple(axis for axis in mesh_axes if axis in free)
         if not usable or name not in axes:
             continue
@@ -78,7 +88,18 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, automatic_axes()))
+    rules = SPLIT_ACTIVATIONS if split_activations.value and "embed" in axes else RULES
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, automatic_axes(), rules))
+
+
+def length_shards() -> int:
+    """Devices that share the length of a row, on the mesh in context."""
+    return automatic_axes().get("sequence", 1)
+
+
+def length_is_split() -> bool:
+    """Whether activations may be split over the length on the mesh in context."""
+    return length_shards() > 1 or (split_activations.value and automatic_axes().get("tensor", 1) > 1)
 
 
 def batch_axes() -> tuple[str, ...]:

@@ -1,12 +1,22 @@
 """The device mesh: six named axes over all devices."""
 
+import contextlib
+import functools
 import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
+from t5x_like.sharding import context
+from t5x_like.sharding.context import ContextConfig
+from t5x_like.sharding.logical import split_activations
+from t5x_like.sharding.xla_profiles import XlaProfile
 
 MESH_AXES = ("data", "fsdp", "stage", "expert", "sequence", "tensor")
 """Outermost first: `tensor`, which communicates most, gets the nearest devices."""
@@ -23,6 +33,12 @@ class MeshConfig:
       expert: shares of the experts of a mixture of experts; the batch is split over it too.
       sequence: shares of the sequence length.
       tensor: shares of heads, hidden units and vocabulary.
+      context: how attention works where `sequence` splits the length.
+      split_activations: between the matrix products that `tensor` splits, splits activations over the length instead of
+        keeping them whole on all its devices (Korthikanti et al. 2022, section 4.2.2): less memory, the same traffic.
+      slice_axis: the axis that crosses from slice to slice where several are joined by a data center's network; all
+        others stay within a slice, whose links are faster.
+      xla_profile: options of the compiler by name, see docs/meshes.md; None: its defaults.
     """
 
     data: int = -1
@@ -31,6 +47,10 @@ class MeshConfig:
     expert: int = 1
     sequence: int = 1
     tensor: int = 1
+    context: ContextConfig = ContextConfig()
+    split_activations: bool = False
+    slice_axis: Literal["data", "fsdp", "stage"] = "data"
+    xla_profile: XlaProfile | None = None
 
     def __post_init__(self):
         sizes = self.sizes
@@ -40,11 +60,8 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             free = ", ".join(axis for axis, size in sizes.items() if size == -1)
             raise UserError(f"MeshConfig has -1 for {free}: at most one axis may take the devices left.")
-        for axis in ("stage", "sequence"):
-            if sizes[axis] != 1:
-                raise UserError(
-                    f"MeshConfig.{axis} is {sizes[axis]}: only data, fsdp, expert and tensor can be above 1 for now."
-                )
+        if self.stage != 1:
+            raise UserError(f"MeshConfig.stage is {self.stage}: only the other axes can be above 1 for now.")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -62,21 +79,80 @@ class MeshConfig:
         if rest or (left != 1 and -1 not in sizes.values()):
             given = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
             raise UserError(
-                f"The mesh {given} does not fill {num_devices} devices: the sizes must multiply to {num_devices}, "
-                "or one of them be -1 (--num_cpu_devices=N makes N virtual devices on a CPU)."
+                f"The mesh {given or 'of one device'} does not fill {num_devices} devices: the sizes must multiply to "
+                f"{num_devices}{self._nearest(num_devices)}, or one of them be -1 (--num_cpu_devices=N makes N virtual "
+                "devices on a CPU)."
             )
         return {axis: left if size == -1 else size for axis, size in sizes.items()}
 
+    def _nearest(self, num_devices: int) -> str:
+        """The change of one axis that fills the devices, as an example."""
+        sizes = {axis: size for axis, size in self.sizes.items() if size != -1}
+        for axis, size in sizes.items():
+            others = math.prod(sizes.values()) // size
+            if num_devices % others == 0:
+                return f" (e.g. {axis}={num_devices // others})"
+        return ""
 
-def build_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all), every axis automatic: XLA propagates shardings from constraints."""
+
+@contextlib.contextmanager
+def choices_of(config: MeshConfig) -> Iterator[None]:
+    """What is traced within follows the choices of `config` that a mesh itself does not show."""
+    with context.using(config.context), split_activations(config.split_activations):
+        yield
+
+
+def traced_with(config: MeshConfig, function: Callable) -> Callable:
+    """`function`, traced with the choices of `config`."""
+
+    @functools.wraps(function)
+    def traced(*args):
+        with choices_of(config):
+            return function(*args)
+
+    return traced
+
+
+def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all), every axis automatic: XLA propagates shardings from constraints.
+
+    Axes that communicate most get the nearest neighbours of a slice, and only `slice_axis` leaves it.
+
+    Raises:
+      UserError: if the sizes do not fit the devices or their slices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = config.resolve(len(devices))
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[config.slice_axis] % slices:
+        nearest = math.gcd(sizes[config.slice_axis] * slices, len(devices))
+        raise UserError(
+            f"MeshConfig.{config.slice_axis} is {sizes[config.slice_axis]}, which {slices} slices cannot share: use a "
+            f"multiple of {slices}, e.g. {nearest}, or another MeshConfig.slice_axis."
+        )
+    return Mesh(_arranged(sizes, config.slice_axis, slices, devices), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arranged(sizes: dict[str, int], slice_axis: str, slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in an array with a dim per axis."""
+    within = [size // slices if axis == slice_axis else size for axis, size in sizes.items()]
+    across = [slices if axis == slice_axis else 1 for axis in sizes]
+    build = lambda split: (
+        mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+        if slices > 1
+        else mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=split)
+    )
+    try:
+        return build(False)
+    except NotImplementedError:
+        # No axis of the machine, or product of some, has the length of an axis of the mesh: one must be divided.
+        return build(True)
 
 
 def describe_mesh(mesh: Mesh) -> str:
     """E.g. `data=2 x tensor=4 (8 cpu devices)`."""
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     kind = mesh.devices.flat[0].device_kind
-    return f"{axes or 'one device'} ({mesh.size} {kind} device{'s' if mesh.size > 1 else ''})"
+    slices = len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})
+    where = f" in {slices} slices" if slices > 1 else ""
+    return f"{axes or 'one device'} ({mesh.size} {kind} device{'s' if mesh.size > 1 else ''}{where})"

@@ -27,6 +27,7 @@ from t5x_like.data.loader import Loader, device_prefetch
 from t5x_like.errors import UserError
 from t5x_like.evaluation.evaluator import make_validation
 from t5x_like.sharding.logical import on_devices
+from t5x_like.sharding.mesh import choices_of
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.reporting import Reporter
 from t5x_like.training.setup import Job, compile_step
@@ -61,6 +62,7 @@ def train(experiment: Experiment, job: Job, data: Data, directory: RunDirectory)
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
+        stack.enter_context(choices_of(experiment.mesh))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(directory.checkpoints, run.checkpoints)))
         step, state = starting_state(job, checkpoints, manifest)
         reporter = stack.enter_context(Reporter(experiment, job, directory, start_step=step))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import optax
+from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
 from t5x_like.data.build import DataConfig
@@ -14,8 +15,10 @@ from t5x_like.errors import UserError
 from t5x_like.models.losses import Batch
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.host_memory import keep_freed_memory
+from t5x_like.sharding.layout import left_whole
 from t5x_like.sharding.logical import partition_spec
-from t5x_like.sharding.mesh import describe_mesh
+from t5x_like.sharding.mesh import describe_mesh, traced_with
+from t5x_like.sharding.xla_profiles import compiler_options
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import COUNTING_RULE, flops_per_row, peak_flops_per_second
 from t5x_like.training.optimizers import build_optimizer, schedule_of
@@ -35,6 +38,7 @@ class Job(NamedTuple):
       batch: shapes and shardings of a batch.
       train_step: (state, batch) -> (state, metrics), not yet compiled.
       schedule: step -> learning rate.
+      xla_profile: see MeshConfig.
     """
 
     model: ModelConfig
@@ -45,6 +49,7 @@ class Job(NamedTuple):
     batch: Batch
     train_step: TrainStep
     schedule: optax.Schedule
+    xla_profile: str | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -98,8 +103,12 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
         num_microbatches=run.num_microbatches,
         ema_decay=run.ema_decay,
     )
+    step = traced_with(experiment.mesh, step)
     state = abstract_state(create, spec.axes, mesh)
-    return Job(model, mesh, spec, create, state, batch_target(experiment.data, mesh), step, schedule)
+    if whole := left_whole(state.params, mesh):
+        logging.warning("Whole on every device, as no axis of the mesh divides them: %s.", "; ".join(whole))
+    batch = batch_target(experiment.data, mesh)
+    return Job(model, mesh, spec, create, state, batch, step, schedule, experiment.mesh.xla_profile)
 
 
 def compile_step(job: Job) -> TrainStep:
@@ -109,7 +118,8 @@ def compile_step(job: Job) -> TrainStep:
     out_shardings = (jax.tree.map(lambda a: a.sharding, job.state), None)
     step = jax.jit(job.train_step, donate_argnums=0, out_shardings=out_shardings)
     with jax.set_mesh(job.mesh):
-        return step.lower(job.state, job.batch).compile()
+        options = compiler_options(job.xla_profile, job.mesh.devices.flat[0])
+        return step.lower(job.state, job.batch).compile(options)
 
 
 def batch_target(data: DataConfig, mesh: Mesh) -> Batch:
@@ -136,7 +146,7 @@ def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
 
 
 def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
-    """Refuses a batch or heads that the mesh cannot divide evenly."""
+    """Refuses a batch, heads or rows that the mesh cannot divide evenly."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     rows, parts = experiment.data.batch_size, experiment.run.num_microbatches
     unit = shares * parts
@@ -153,5 +163,13 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
             if heads % tensor:
                 raise UserError(
                     f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
-                    f"use a tensor axis that divides {heads}."
+                    f"use tensor={math.gcd(heads, tensor)}, or another number of heads."
                 )
+    shares = mesh.shape["sequence"]
+    for feature, (row, _) in experiment.data.features.items():
+        if row and row[0] % shares:
+            nearest = sorted({max(shares, row[0] // shares * shares), math.ceil(row[0] / shares) * shares})
+            raise UserError(
+                f"Rows of {row[0]} tokens ({feature}) cannot be divided among MeshConfig.sequence ({shares}): "
+                f"use {' or '.join(map(str, nearest))} tokens, or another mesh."
+            )

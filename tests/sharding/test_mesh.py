@@ -1,10 +1,20 @@
+import re
+from dataclasses import dataclass
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from t5x_like.config import parse_config
+from t5x_like.config.parse import SHIPPED
+from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
-from t5x_like.sharding.logical import batch_axes, constrain, partition_spec
-from t5x_like.sharding.mesh import MeshConfig, build_mesh, describe_mesh
+from t5x_like.sharding.logical import SPLIT_ACTIVATIONS, batch_axes, constrain, on_devices, partition_spec
+from t5x_like.sharding.mesh import MeshConfig, _arranged, build_mesh, describe_mesh
+from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.state import initial_state
+from tests import toy
 
 
 def test_the_free_axis_takes_the_devices_left():
@@ -32,10 +42,83 @@ def test_impossible_sizes_are_refused(sizes, message):
         MeshConfig(**sizes)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": 2}, {"data": -1, "tensor": 3}, {"data": 16}])
-def test_a_mesh_that_does_not_fill_the_devices_is_refused(sizes):
-    with pytest.raises(UserError, match="does not fill 8 devices"):
+@pytest.mark.parametrize(
+    ("sizes", "nearest"),
+    [({"data": 3}, " (e.g. data=8)"), ({"data": 3, "tensor": 4}, " (e.g. data=2)"), ({"data": -1, "tensor": 3}, "")],
+)
+def test_a_mesh_that_does_not_fill_the_devices_is_refused(sizes, nearest):
+    with pytest.raises(UserError, match="does not fill 8 devices: the sizes must multiply to 8" + re.escape(nearest)):
         build_mesh(MeshConfig(**sizes))
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A device of one of several slices."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+def arrangement(**sizes):
+    """The slice of every device in a mesh over two slices of four."""
+    chips = [Chip(i, slice_index=i % 2) for i in range(8)]
+    slice_axis = sizes.pop("slice_axis", "data")
+    sizes = MeshConfig(**sizes).resolve(8)
+    return np.vectorize(lambda chip: chip.slice_index)(_arranged(sizes, slice_axis, 2, chips)).squeeze()
+
+
+def test_only_one_axis_leaves_a_slice():
+    assert arrangement(data=2, fsdp=2, tensor=2).tolist() == [[[0, 0], [0, 0]], [[1, 1], [1, 1]]]
+    assert arrangement(data=4, tensor=2).tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert arrangement(data=1, fsdp=4, tensor=2, slice_axis="fsdp").tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+
+
+def test_slices_that_cannot_share_their_axis_are_refused():
+    chips = [Chip(i, slice_index=i % 2) for i in range(8)]
+    with pytest.raises(UserError, match=r"MeshConfig.data is 1, which 2 slices cannot share: .* e\.g\. 2"):
+        build_mesh(MeshConfig(data=1, fsdp=8), chips)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (SHIPPED / "meshes").glob("*.gin")))
+def test_shipped_meshes_are_meshes(name):
+    config = parse_config([f"meshes/{name}"], ["Holder.mesh = %MESH"], [])
+    mesh = config.build(Holder).mesh
+    assert mesh.resolve(64)
+
+
+@configurable
+class Holder:
+    """What takes a mesh.
+
+    Attributes:
+      mesh: the mesh.
+    """
+
+    mesh: MeshConfig
+
+
+def test_split_activations_take_the_length_where_heads_leave_it():
+    tokens, heads = ("batch", "length", "embed"), ("batch", "length", "heads", "head_dim")
+    sizes = {**MESH, "fsdp": 1}
+    assert partition_spec(tokens, (4, 8, 6), sizes, SPLIT_ACTIVATIONS) == P("data", "tensor", None)
+    assert partition_spec(heads, (4, 8, 2, 3), sizes, SPLIT_ACTIVATIONS) == P("data", None, "tensor", None)
+    assert partition_spec(tokens, (4, 8, 6), {**sizes, "sequence": 2}, SPLIT_ACTIVATIONS)[1] == ("sequence", "tensor")
+
+
+def test_training_with_split_activations_is_that_of_one_device(tmp_path):
+    def losses(config, count):
+        mesh = build_mesh(config, jax.devices()[:count])
+        job = set_up(toy.experiment(tmp_path, mesh=config), mesh, toy.VOCAB)
+        with jax.set_mesh(mesh):
+            state, step = initial_state(job.create_state, job.state), compile_step(job)
+            first, metrics = step(state, on_devices(toy.batch(), job.batch))
+            return float(metrics["loss"]), float(step(first, on_devices(toy.batch(1), job.batch))[1]["loss"])
+
+    ours = losses(MeshConfig(data=2, tensor=4, split_activations=True), 8)
+    np.testing.assert_allclose(ours, losses(MeshConfig(), 1), rtol=1e-5)
 
 
 MESH = {"data": 2, "fsdp": 4, "stage": 1, "expert": 1, "sequence": 1, "tensor": 2}

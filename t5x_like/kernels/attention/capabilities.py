@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from t5x_like.kernels.attention.blocks import known_offsets
 from t5x_like.kernels.attention.call import AttentionCall
-from t5x_like.kernels.attention.target import HOPPER, split_by_compiler, target_chip, target_platform
+from t5x_like.kernels.attention.target import HOPPER, target_chip, target_platform
 
 AUTO_MAX_SCORES = 2**26
 """Logits (batch * heads * q_length * kv_length) above which "auto" does not take the reference: 256 MiB in float32."""
@@ -144,7 +144,3 @@ def _kernel_limits(call: AttentionCall, dtypes: tuple[str, ...]) -> dict[str, bo
 
 def _first(reasons: dict[str, bool]) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-def kernel_reserve(call: AttentionCall) -> str | None:
-    return "on several devices it has to be inside jax.shard_map" if split_by_compiler() else None

@@ -66,9 +66,9 @@ def _chunked(call: AttentionCall) -> tuple[Array, Array]:
 
 
 BACKENDS: dict[str, Backend] = {
-    "tpu": Backend(_tpu, capabilities.tpu_refusal, capabilities.kernel_reserve),
+    "tpu": Backend(_tpu, capabilities.tpu_refusal),
     "mosaic_gpu": Backend(_mosaic_gpu, capabilities.mosaic_gpu_refusal, capabilities.mosaic_gpu_reserve),
-    "triton": Backend(_triton, capabilities.triton_refusal, capabilities.kernel_reserve),
+    "triton": Backend(_triton, capabilities.triton_refusal),
     "cudnn": Backend(_cudnn, capabilities.cudnn_refusal),
     "reference": Backend(reference_attention, capabilities.reference_refusal, capabilities.reference_reserve),
     "chunked": Backend(_chunked, capabilities.chunked_refusal),

@@ -28,7 +28,6 @@ _KINDS: dict[str, Chip] = {
 
 class _Target(NamedTuple):
     chip: Chip
-    num_devices: int
     interpreted: bool
 
 
@@ -36,13 +35,13 @@ _named: contextvars.ContextVar[_Target | None] = contextvars.ContextVar("target"
 
 
 @contextlib.contextmanager
-def compiling_for(chip: Chip, num_devices: int = 1, interpreted: bool = False) -> Iterator[None]:
-    """Functions traced inside are meant for so many of `chip`, whatever this machine has.
+def compiling_for(chip: Chip, interpreted: bool = False) -> Iterator[None]:
+    """Functions traced inside are meant for `chip`, whatever this machine has.
 
     `interpreted`: they run on this machine all the same; Pallas interprets the GPU kernels in them. (For the kernels of
     TPUs there is `pltpu.force_tpu_interpret_mode`.)
     """
-    token = _named.set(_Target(chip, num_devices, interpreted))
+    token = _named.set(_Target(chip, interpreted))
     try:
         yield
     finally:
@@ -71,12 +70,3 @@ def interpreted() -> bool:
     """Whether GPU kernels are to be interpreted."""
     named = _named.get()
     return named is not None and named.interpreted
-
-
-def split_by_compiler() -> bool:
-    """Whether the compiler spreads the program over devices: not on a single one, and not inside `jax.shard_map`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        named = _named.get()
-        return (jax.device_count() if named is None else named.num_devices) > 1
-    return any(size > 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)

@@ -96,14 +96,6 @@ def test_auto_on_gpu(messages, never_run, chip, options, backend):
     assert f"attention: {backend}, the first" in messages[0]
 
 
-def test_auto_on_several_gpus_takes_what_the_compiler_can_split(messages, never_run):
-    shape = jax.ShapeDtypeStruct((2, 2048, 2, 64), jnp.bfloat16)
-    with compiling_for("h100", num_devices=4):
-        jax.eval_shape(lambda q: attention(q, q, q, mask=MaskSpec(causal=True)), shape)
-    assert "attention: cudnn" in messages[0]
-    assert "triton because on several devices it has to be inside jax.shard_map" in messages[0]
-
-
 def test_auto_says_so_if_nothing_suits(monkeypatch):
     reserved = door.Backend(door.BACKENDS["reference"].run, lambda call: None, lambda call: "it is slow")
     monkeypatch.setattr(door, "BACKENDS", {"reference": reserved})
