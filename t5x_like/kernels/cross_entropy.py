@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from t5x_like.errors import UserError
+from t5x_like.kernels.varying import vary_alike
 
 
 class LossSums(NamedTuple):
@@ -161,7 +162,7 @@ def _linear_loss(loss_of_logits: _LogitsLoss, x, head, labels, weights, *, soft_
         return dx, dhead, None, None
 
     sums.defvjp(forward, backward)
-    return sums(*_vary_alike(x, head, labels, weights.astype(jnp.float32)))
+    return sums(*vary_alike(x, head, labels, weights.astype(jnp.float32)))
 
 
 def _scan_chunks(loss_of_logits, soft_cap, num_chunks, x, head, labels, weights, *, differentiate):
@@ -184,7 +185,7 @@ def _scan_chunks(loss_of_logits, soft_cap, num_chunks, x, head, labels, weights,
     zeros = LossSums(*[jnp.zeros((), jnp.float32)] * len(LossSums._fields))
     dhead = jnp.zeros(head.shape, jnp.float32) if differentiate else None
     # In a shard_map the carry must vary over the same mesh axes as what is added to it.
-    carry = jax.tree.map(lambda zero: _vary_alike(zero, x)[0], (zeros, dhead))
+    carry = jax.tree.map(lambda zero: vary_alike(zero, x)[0], (zeros, dhead))
     (sums, dhead), dx = lax.scan(step, carry, chunks)
     if not differentiate:
         return sums, None
@@ -219,16 +220,3 @@ def _split(array: Array, num_chunks: int, size: int) -> Array:
     """Cuts the first dimension into chunks; the padding at the end is 0, so its weight is 0 too."""
     padding = [(0, num_chunks * size - len(array))] + [(0, 0)] * (array.ndim - 1)
     return jnp.pad(array, padding).reshape(num_chunks, size, *array.shape[1:])
-
-
-def _vary_alike(*arrays: Array) -> list[Array]:
-    """Inside a shard_map, marks all arrays as varying over each mesh axis that one of them varies over.
-
-    The transpose of that mark sums a gradient over the axes: so a head that all devices share gets one gradient.
-    """
-    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    axes = frozenset().union(*varying)
-    return [
-        lax.pcast(array, tuple(axes - own), to="varying") if axes - own else array
-        for array, own in zip(arrays, varying, strict=True)
-    ]

@@ -13,7 +13,8 @@ from t5x_like.kernels.attention.block_sizes import BlockSizes
 from t5x_like.kernels.attention.blocks import Ranges
 from t5x_like.kernels.attention.logits import MASK_VALUE
 from t5x_like.kernels.attention.tpu_specs import Context, Place, Scalars, Specs, read_range
-from t5x_like.kernels.attention.tpu_tiles import Plan, dot, make_step, tile_logits
+from t5x_like.kernels.attention.tpu_tiles import Plan, make_step, tile_logits
+from t5x_like.kernels.dot import dot
 
 
 class Inputs(NamedTuple):

@@ -70,13 +70,6 @@ def _is_far(plan: Plan, sizes: BlockSizes, q_start: Array, kv_start: Array) -> B
     return (ahead - sizes.kv >= limit) | (ahead + sizes.q <= -limit)
 
 
-def dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "..."]:
-    """Matrix product over the given dims, with float32 out; float32 in is multiplied as such."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32, precision=precision)
-
-
 def _reach(plan: Plan, sizes: BlockSizes) -> int:
     """Half the length of the strip: a tile anywhere, moved to where the bias is constant, must lie in it."""
     return -(-(plan.relative_bias.max_distance + sizes.compute + sizes.q) // LANES) * LANES
