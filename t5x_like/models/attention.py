@@ -214,7 +214,7 @@ class Attention(Module):
             dropout_key=dropout_key,
             backend=config.backend,
         )
-        return self.out(checkpoint_name(o, "attention")), state
+        return self.out(o), state
 
     def keys_values(
         self, x: Float[Array, "batch kv_length embed"], positions: Int[Array, "batch kv_length"] | None = None

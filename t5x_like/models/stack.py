@@ -30,7 +30,7 @@ from t5x_like.models.parameters import (
 from t5x_like.models.positions import AlibiConfig, RelativeBiasConfig
 
 NAMED_TENSORS = ("query", "key", "value", "attention", "mlp", "gate")
-"""What a block names with `checkpoint_name`, in the order it is computed."""
+"""What a block names with `checkpoint_name`, in the order it is computed; the kernels name `attention` themselves."""
 
 States = dict[str, dict[str, BlockState]]
 """By `scanned` or `unrolled`, then by place in the cycle or number of the layer."""

@@ -61,7 +61,9 @@ def forward(
             scratch_shapes=[_State(*(pltpu.VMEM((rows, sizes.q), jnp.float32) for rows in (1, 1, v_dim)))],
         ),
         out_shape=(
-            jax.ShapeDtypeStruct((batch, num_heads, q_length, v_dim), inputs.v.dtype),
+            jax.ShapeDtypeStruct(
+                (batch, num_heads, q_length, v_dim), jnp.float32 if plan.exact_output else inputs.v.dtype
+            ),
             jax.ShapeDtypeStruct((batch, num_heads, 1, q_length), jnp.float32),
         ),
         compiler_params=pltpu.CompilerParams(

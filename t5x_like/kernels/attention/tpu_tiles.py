@@ -23,7 +23,8 @@ from t5x_like.kernels.attention.tpu_specs import SUBLANES, Context
 class Plan:
     """The static part of a call.
 
-    `offsets` are the first positions, if known while tracing; `given_positions`: they come as arrays.
+    `offsets` are the first positions, if known while tracing; `given_positions`: they come as arrays; `exact_output`:
+    the forward pass leaves its output in float32.
     """
 
     mask: MaskSpec
@@ -32,6 +33,7 @@ class Plan:
     relative_bias: RelativeBias | None
     offsets: tuple[int, int] | None
     given_positions: bool
+    exact_output: bool
     tuning: Tuning
 
 
