@@ -80,3 +80,9 @@ def batch_axes() -> tuple[str, ...]:
     """Axes of the mesh in context that split the batch; empty on one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return () if mesh.empty else tuple(axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
+
+
+def vocabulary_axis(vocab_size: int) -> str | None:
+    """The axis of the mesh in context that splits the vocabulary, if it does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else partition_spec(("vocab",), (vocab_size,), mesh.shape)[0]
