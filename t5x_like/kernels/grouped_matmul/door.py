@@ -47,17 +47,21 @@ def _chunked(call: Call) -> Array:
     return differentiable(CHUNKED, None, *call)
 
 
-def tpu_refusal(call: Call) -> str | None:
+def _platform() -> str:
+    """`cpu`, `gpu` or `tpu`; chips other than TPUs begin with other letters."""
     chip = target_chip()
-    if chip in ("cpu", "gpu"):
-        return f"it runs on TPU, and this program is for {chip}"
+    return "tpu" if chip.startswith(("v", "TPU")) else "cpu" if chip == "cpu" else "gpu"
+
+
+def tpu_refusal(call: Call) -> str | None:
+    if _platform() != "tpu":
+        return f"it runs on TPU, and this program is for {target_chip()}"
     return _dtype_refusal(call, ("bfloat16", "float32"))
 
 
 def triton_refusal(call: Call) -> str | None:
-    chip = target_chip()
-    if chip != "gpu":
-        return f"it runs on GPU, and this program is for {chip}"
+    if _platform() != "gpu":
+        return f"it runs on GPU, and this program is for {target_chip()}"
     return _dtype_refusal(call, ("bfloat16", "float16", "float32"))
 
 
@@ -71,8 +75,7 @@ def kernel_reserve(call: Call) -> str | None:
 
 
 def reference_reserve(call: Call) -> str | None:
-    dense = target_chip() in ("cpu", "gpu")
-    return "away from TPU its work and memory grow with the number of groups" if dense else None
+    return None if _platform() == "tpu" else "away from TPU its work and memory grow with the number of groups"
 
 
 BACKENDS: dict[str, Backend] = {

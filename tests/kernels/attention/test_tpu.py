@@ -14,7 +14,8 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, block_sizes, door
+from t5x_like.kernels import choice
+from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, block_sizes
 from t5x_like.kernels.attention.block_sizes import BlockSizes, Tuning
 from t5x_like.kernels.attention.target import compiling_for
 from tests.kernels.attention import agreement
@@ -206,12 +207,12 @@ def test_off_tpu_it_is_refused():
 
 def test_auto_takes_it_where_the_compiler_need_not_split_it(monkeypatch):
     said = []
-    monkeypatch.setattr(door.logging, "info", said.append)
+    monkeypatch.setattr(choice.logging, "info", said.append)
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     spec = jax.sharding.PartitionSpec("data", None, "tensor")
 
-    def choice(axes, num_devices):
-        door._log_once.cache_clear()
+    def chosen(axes, num_devices):
+        choice.log_once.cache_clear()
         run = functools.partial(attention, mask=MaskSpec(causal=True))
         if axes:
             specs = {"in_specs": (spec,) * 3, "out_specs": spec}
@@ -220,9 +221,9 @@ def test_auto_takes_it_where_the_compiler_need_not_split_it(monkeypatch):
             jax.eval_shape(jax.jit(run), *(jax.ShapeDtypeStruct((2, 256, 2, 64), jnp.bfloat16),) * 3)
         return said[-1].split()[1]
 
-    assert choice(None, num_devices=1) == "tpu,"
-    assert choice({"data", "tensor"}, num_devices=4) == "tpu,"
-    assert choice(None, num_devices=4) == "reference,"
+    assert chosen(None, num_devices=1) == "tpu,"
+    assert chosen({"data", "tensor"}, num_devices=4) == "tpu,"
+    assert chosen(None, num_devices=4) == "reference,"
     assert "tpu because on several devices it has to be inside jax.shard_map" in said[-1]
 
 
