@@ -20,6 +20,7 @@ from t5x_like.kernels.dot import dot
 from t5x_like.kernels.grouped_matmul.groups import tiles_of_rows
 from t5x_like.kernels.grouped_matmul.products import Products
 from t5x_like.kernels.grouped_matmul.tile_sizes import Tuning, tpu_tiles
+from t5x_like.kernels.varying import shape_varying_like
 
 
 class _Visits(NamedTuple):
@@ -93,7 +94,7 @@ def _multiply(plan: Plan, product: str, rows: Array, rhs: Array, group_sizes: Ar
             out_specs=pl.BlockSpec((sizes.m, size_out), lambda out, visit, step, *v: (_Visits(*v).tile[visit], out)),
             scratch_shapes=[pltpu.VMEM((sizes.m, size_out), jnp.float32)],
         ),
-        out_shape=jax.ShapeDtypeStruct((len(rows), steps_out * size_out), rows.dtype),
+        out_shape=shape_varying_like((len(rows), steps_out * size_out), rows.dtype, (rows, rhs)),
         compiler_params=_compiler_params(plan, ("parallel", "arbitrary", "arbitrary")),
         cost_estimate=_cost(shape[0], rhs, steps_out * rows.nbytes + rhs.nbytes),
         name=f"grouped_matmul_{product}",
@@ -156,7 +157,7 @@ def _drhs(plan: Plan, lhs: Float[Array, "m k"], dout: Float[Array, "m n"], group
             out_specs=pl.BlockSpec((None, sizes.k, sizes.n), lambda k, n, visit, *v: (_Visits(*v).group[visit], k, n)),
             scratch_shapes=[pltpu.VMEM((sizes.k, sizes.n), jnp.float32)],
         ),
-        out_shape=jax.ShapeDtypeStruct((shape[0], lhs.shape[1], dout.shape[1]), lhs.dtype),
+        out_shape=shape_varying_like((shape[0], lhs.shape[1], dout.shape[1]), lhs.dtype, (lhs, dout)),
         compiler_params=_compiler_params(plan, ("parallel", "parallel", "arbitrary")),
         cost_estimate=_cost(len(lhs), result, steps_n * lhs.nbytes + steps_k * dout.nbytes),
         name="grouped_matmul_drhs",

@@ -14,6 +14,7 @@ from t5x_like.kernels.dot import dot
 from t5x_like.kernels.grouped_matmul.groups import tiles_of_groups
 from t5x_like.kernels.grouped_matmul.products import Products
 from t5x_like.kernels.grouped_matmul.tile_sizes import TileSizes, Tuning, gpu_tiles
+from t5x_like.kernels.varying import shape_varying_like
 
 
 def _forward(tuning: Tuning, lhs: Float[Array, "m k"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"]):
@@ -39,7 +40,7 @@ def _multiply(tuning: Tuning, product: str, rows: Array, rhs: Array, group_sizes
     run = pl.pallas_call(
         functools.partial(_multiply_kernel, sizes, contract),
         grid=(steps_out, len(tiles.group)),
-        out_shape=jax.ShapeDtypeStruct((len(rows), rhs.shape[2 - contract]), rows.dtype),
+        out_shape=shape_varying_like((len(rows), rhs.shape[2 - contract]), rows.dtype, (rows, rhs)),
         compiler_params=_compiler_params(),
         cost_estimate=_cost(2 * len(rows) * rhs.shape[1] * rhs.shape[2], rows, rhs),
         name=f"grouped_matmul_{product}",
@@ -78,7 +79,7 @@ def _drhs(tuning: Tuning, lhs: Float[Array, "m k"], dout: Float[Array, "m n"], g
     run = pl.pallas_call(
         functools.partial(_drhs_kernel, sizes),
         grid=(dout.shape[1] // sizes.n, lhs.shape[1] // sizes.k, num_groups),
-        out_shape=jax.ShapeDtypeStruct((num_groups, lhs.shape[1], dout.shape[1]), lhs.dtype),
+        out_shape=shape_varying_like((num_groups, lhs.shape[1], dout.shape[1]), lhs.dtype, (lhs, dout)),
         compiler_params=_compiler_params(),
         cost_estimate=_cost(2 * num_rows * lhs.shape[1] * dout.shape[1], lhs, dout),
         name="grouped_matmul_drhs",

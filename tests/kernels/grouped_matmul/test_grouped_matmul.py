@@ -132,6 +132,21 @@ def test_a_matrix_that_devices_share_gets_one_gradient(backend):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("chip", ["v5p", "gpu"])
+def test_kernels_say_what_varies_inside_a_shard_map(chip):
+    """So that the transformation may check it, and sums the gradient of what devices share."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.P("data"), jax.P()
+    product = lambda *arrays: grouped_matmul(*arrays)
+    on_two = jax.shard_map(product, mesh=mesh, in_specs=(rows, whole, whole), out_specs=rows, check_vma=True)
+    loss = lambda *arrays: jnp.sum(on_two(*arrays) ** 2)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((512, 128), (4, 128, 128))]
+    with compiling_for(chip):
+        program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(*arrays, jax.ShapeDtypeStruct((4,), jnp.int32))
+    assert str(program).count("pallas_call") == 3
+    assert str(program).count("psum") == 1
+
+
 SHAPES = {"whole tiles": (1024, 256, 512, 8), "ragged": (1000, 130, 70, 5), "few rows": (24, 256, 128, 16)}
 CALLS = {"v4": ("tpu", "tpu_custom_call"), "v6e": ("tpu", "tpu_custom_call"), "gpu": ("cuda", "__gpu$xla.gpu.triton")}
 
