@@ -3,7 +3,7 @@
 python scripts/document_kernels.py                       the tables of backends and of block sizes
 python scripts/document_kernels.py --check               says whether they are up to date
 python scripts/document_kernels.py --compiled FILE       also the table of what the TPU compiler said: FILE holds the
-                                                         lines of tests/kernels/attention/compile_for_tpu.py
+                                                         lines of tests/kernels/compile_for_tpu.py
 python scripts/document_kernels.py --compiled-gpu FILE   the same for GPUs: the lines of compile_for_gpu.py
 """
 
@@ -22,6 +22,8 @@ from t5x_like.kernels.attention.block_sizes import TUNINGS
 from t5x_like.kernels.attention.door import BACKENDS
 from t5x_like.kernels.attention.gpu_block_sizes import FLOAT32, GPU_TUNINGS, MOSAIC
 from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.grouped_matmul import door as grouped
+from t5x_like.kernels.grouped_matmul import tile_sizes
 
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
 BATCH, LENGTH, HEADS, DIM = 1, 256, 4, 64
@@ -120,8 +122,30 @@ def gpu_block_sizes_table() -> str:
     return table(["backend", "chip", "head_dim", "forward", "backward, queries", "backward, keys"], rows)
 
 
-def compiled_table(lines: list[str]) -> str:
-    results = [json.loads(line) for line in lines]
+def grouped_backends_table() -> str:
+    """What each backend says to the dtypes, each asked on its own platform."""
+    chips = {"tpu": "v5e", "triton": "gpu"}
+
+    def answer(backend: str, dtype: str) -> str:
+        shapes = ((8, 4), (2, 4, 3))
+        arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+        with compiling_for(chips.get(backend, "cpu")):
+            refusal = grouped.BACKENDS[backend].refusal(grouped.Call(*arrays, jax.ShapeDtypeStruct((2,), jnp.int32)))
+        return refusal or "yes"
+
+    rows = [[name, *(answer(b, name) for b in grouped.BACKENDS)] for name in ("bfloat16", "float16", "float32")]
+    return table(["", *(f"`{name}`" for name in grouped.BACKENDS)], rows)
+
+
+def tile_sizes_table() -> str:
+    text = lambda sizes: f"{sizes.m} / {sizes.k} / {sizes.n}"
+    tunings = {**tile_sizes.TPU_TUNINGS, **tile_sizes.GPU_TUNINGS}
+    rows = [[chip, *map(text, (t.forward, t.dlhs, t.drhs))] for chip, t in tunings.items()]
+    return table(["chip", "product", "gradient of lhs", "gradient of rhs"], rows)
+
+
+def compiled_table(lines: list[str], kernel: str = "attention") -> str:
+    results = [result for line in lines if (result := json.loads(line)).get("kernel", "attention") == kernel]
     chips = list(dict.fromkeys(result["chip"] for result in results))
     cells = {
         (result["case"], result["chip"]): f"{result['seconds']:.0f} s, {result['temporaries'] / 2**20:.0f} MiB"
@@ -129,7 +153,7 @@ def compiled_table(lines: list[str]) -> str:
     }
     cases = {result["case"]: f"{result['arguments'] / 2**20:.0f}" for result in results}
     rows = [[case, size, *(cells.get((case, chip), "") for chip in chips)] for case, size in cases.items()]
-    return table(["case", "q, k, v (MiB)", *chips], rows)
+    return table(["case", "arguments (MiB)", *chips], rows)
 
 
 def replaced(page: str, name: str, content: str) -> str:
@@ -147,8 +171,12 @@ def main():
     old = PAGE.read_text()
     page = replaced(replaced(old, "backends", backends_table()), "block sizes", block_sizes_table())
     page = replaced(page, "gpu block sizes", gpu_block_sizes_table())
+    page = replaced(page, "grouped backends", grouped_backends_table())
+    page = replaced(page, "tile sizes", tile_sizes_table())
     if options.compiled:
-        page = replaced(page, "compiled", compiled_table(options.compiled.read_text().splitlines()))
+        lines = options.compiled.read_text().splitlines()
+        page = replaced(page, "compiled", compiled_table(lines, "attention"))
+        page = replaced(page, "compiled grouped", compiled_table(lines, "grouped matmul"))
     if options.compiled_gpu:
         page = replaced(page, "compiled for gpu", compiled_table(options.compiled_gpu.read_text().splitlines()))
     if options.check:

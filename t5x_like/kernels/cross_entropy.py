@@ -7,15 +7,17 @@ differentiation (evaluation) the same scan computes the loss alone.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from t5x_like.errors import UserError
+from t5x_like.kernels.varying import axes_varied, vary_over, zeros_varying_like
 
 
 class LossSums(NamedTuple):
@@ -42,9 +44,38 @@ class _TokenLosses(NamedTuple):
     loss: Float[Array, "tokens"]
     z_loss: Float[Array, "tokens"]
     gradient: Float[Array, "tokens vocab"]  # of loss + z_loss with respect to the logits
+    correct: Bool[Array, "tokens"]
 
 
-_LogitsLoss = Callable[[Float[Array, "tokens vocab"], Array], _TokenLosses]
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The entries that a device has the logits of: all, or an equal share each of the devices along a mesh axis."""
+
+    axis: str | None
+
+    def size(self, logits: Float[Array, "tokens vocab"]) -> int:
+        return logits.shape[1] * (1 if self.axis is None else lax.axis_size(self.axis))
+
+    def is_label(
+        self, labels: Int[Array, "tokens"], logits: Float[Array, "tokens vocab"]
+    ) -> Bool[Array, "tokens vocab"]:
+        """A comparison, not a gather, so that each device looks among its own entries."""
+        entries = lax.broadcasted_iota(labels.dtype, logits.shape, 1)
+        if self.axis is not None:
+            entries += (lax.axis_index(self.axis) * logits.shape[1]).astype(labels.dtype)
+        return labels[:, None] == entries
+
+    def largest(self, logits: Float[Array, "tokens vocab"]) -> Float[Array, "tokens 1"]:
+        largest = logits.max(axis=1, keepdims=True)
+        return largest if self.axis is None else lax.pmax(largest, self.axis)
+
+    def sums(self, *terms: Float[Array, "tokens vocab"]) -> list[Float[Array, "tokens"]]:
+        """Each term summed over the vocabulary."""
+        sums = [term.sum(axis=1, dtype=jnp.float32) for term in terms]
+        return sums if self.axis is None else list(lax.psum(jnp.stack(sums), self.axis))
+
+
+_LogitsLoss = Callable[[_Vocabulary, Float[Array, "tokens vocab"], Array], _TokenLosses]
 """Maps float32 logits and the booleans `is_label`, both [tokens, vocab], to the losses of the tokens."""
 
 
@@ -58,6 +89,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
     chunk_size: int = 2048,
+    vocab_axis: str | None = None,
 ) -> LossSums:
     """Softmax cross-entropy of the logits `x @ head.T`, in nats.
 
@@ -75,9 +107,14 @@ def cross_entropy(
         2016, section 7). The loss of a perfect prediction is then the entropy of that target, not 0.
       soft_cap: the logits become `soft_cap * tanh(logits / soft_cap)` (Gemma 2, section 2).
       chunk_size: most tokens whose logits exist at a time; memory is chunk_size * vocab, whatever the tokens.
+      vocab_axis: inside `jax.shard_map`, a mesh axis along which each device has an equal share of the vocabulary, in
+        order, as its `head`, and all have the same tokens. Two numbers per token and sum pass between them, and the
+        gradient of `x`.
     """
     loss_of_logits = partial(_cross_entropy_of_logits, z_loss=z_loss, label_smoothing=label_smoothing)
-    return _linear_loss(loss_of_logits, x, head, labels, weights, soft_cap=soft_cap, chunk_size=chunk_size)
+    return _linear_loss(
+        loss_of_logits, x, head, labels, weights, soft_cap=soft_cap, chunk_size=chunk_size, vocab_axis=vocab_axis
+    )
 
 
 def squared_error(
@@ -89,6 +126,7 @@ def squared_error(
     label_weight: float = 1.0,
     label_value: float = 1.0,
     chunk_size: int = 2048,
+    vocab_axis: str | None = None,
 ) -> LossSums:
     """Square loss of the logits `x @ head.T` against one-hot labels, averaged over the vocabulary.
 
@@ -102,9 +140,12 @@ def squared_error(
       label_weight: the paper's k, weight of the label's own term; above 1 for large vocabularies.
       label_value: the paper's M, the logit that the label should have; the others should have 0.
       chunk_size: most tokens whose logits exist at a time.
+      vocab_axis: as in `cross_entropy`.
     """
     loss_of_logits = partial(_squared_error_of_logits, label_weight=label_weight, label_value=label_value)
-    return _linear_loss(loss_of_logits, x, head, labels, weights, soft_cap=None, chunk_size=chunk_size)
+    return _linear_loss(
+        loss_of_logits, x, head, labels, weights, soft_cap=None, chunk_size=chunk_size, vocab_axis=vocab_axis
+    )
 
 
 def mean_squared_error(
@@ -119,33 +160,46 @@ def mean_squared_error(
     return LossSums(objective, lax.stop_gradient(objective), zero, lax.stop_gradient(weights.sum()), zero)
 
 
-def _cross_entropy_of_logits(logits, is_label, *, z_loss: float, label_smoothing: float) -> _TokenLosses:
-    largest = logits.max(axis=1, keepdims=True)
+def _cross_entropy_of_logits(
+    vocabulary: _Vocabulary, logits, is_label, *, z_loss: float, label_smoothing: float
+) -> _TokenLosses:
+    largest = vocabulary.largest(logits)
     exponentials = jnp.exp(logits - largest)
-    total = exponentials.sum(axis=1, keepdims=True)
-    log_sum_exp = (jnp.log(total) + largest)[:, 0]
+    label_logits = jnp.where(is_label, logits, 0)
+    terms = (exponentials, label_logits, logits == largest) + ((logits,) if label_smoothing else ())
+    total, label_logit, num_largest, *all_logits = vocabulary.sums(*terms)
+    log_sum_exp = jnp.log(total) + largest[:, 0]
 
-    expected_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=1)
-    target = is_label.astype(jnp.float32)
+    expected_logit, target = label_logit, is_label.astype(jnp.float32)
     if label_smoothing:
-        expected_logit = (1 - label_smoothing) * expected_logit + label_smoothing * logits.mean(axis=1)
-        target = (1 - label_smoothing) * target + label_smoothing / logits.shape[1]
-    gradient = exponentials * ((1 + 2 * z_loss * log_sum_exp)[:, None] / total) - target
-    return _TokenLosses(log_sum_exp - expected_logit, z_loss * jnp.square(log_sum_exp), gradient)
+        even = label_smoothing / vocabulary.size(logits)
+        expected_logit = (1 - label_smoothing) * label_logit + even * all_logits[0]
+        target = (1 - label_smoothing) * target + even
+    gradient = exponentials * ((1 + 2 * z_loss * log_sum_exp) / total)[:, None] - target
+    correct = (label_logit == largest[:, 0]) & (num_largest == 1)
+    return _TokenLosses(log_sum_exp - expected_logit, z_loss * jnp.square(log_sum_exp), gradient, correct)
 
 
-def _squared_error_of_logits(logits, is_label, *, label_weight: float, label_value: float) -> _TokenLosses:
+def _squared_error_of_logits(
+    vocabulary: _Vocabulary, logits, is_label, *, label_weight: float, label_value: float
+) -> _TokenLosses:
+    largest = vocabulary.largest(logits)
     error = jnp.where(is_label, logits - label_value, logits)
-    scale = jnp.where(is_label, label_weight, 1.0) / logits.shape[1]
-    return _TokenLosses(jnp.sum(scale * jnp.square(error), axis=1), jnp.zeros(len(logits)), 2 * scale * error)
+    scale = jnp.where(is_label, label_weight, 1.0) / vocabulary.size(logits)
+    label_logits = jnp.where(is_label, logits, 0)
+    loss, label_logit, num_largest = vocabulary.sums(scale * jnp.square(error), label_logits, logits == largest)
+    correct = (label_logit == largest[:, 0]) & (num_largest == 1)
+    return _TokenLosses(loss, jnp.zeros_like(loss), 2 * scale * error, correct)
 
 
-def _linear_loss(loss_of_logits: _LogitsLoss, x, head, labels, weights, *, soft_cap, chunk_size: int) -> LossSums:
+def _linear_loss(
+    loss_of_logits: _LogitsLoss, x, head, labels, weights, *, soft_cap, chunk_size: int, vocab_axis: str | None
+) -> LossSums:
     if chunk_size < 1:
         raise UserError(f"The loss cannot take {chunk_size} tokens at a time: set chunk_size to 1 or more.")
     # Tokens are spread as evenly as possible, so that a last chunk is never mostly padding.
     num_chunks = max(1, -(-len(x) // chunk_size))
-    sums_and_gradients = partial(_scan_chunks, loss_of_logits, soft_cap, num_chunks)
+    sums_and_gradients = partial(_scan_chunks, loss_of_logits, _Vocabulary(vocab_axis), soft_cap, num_chunks)
 
     @jax.custom_vjp
     def sums(x, head, labels, weights):
@@ -161,12 +215,19 @@ def _linear_loss(loss_of_logits: _LogitsLoss, x, head, labels, weights, *, soft_
         return dx, dhead, None, None
 
     sums.defvjp(forward, backward)
-    return sums(*_vary_alike(x, head, labels, weights.astype(jnp.float32)))
+    weights = weights.astype(jnp.float32)
+    # The devices of the vocabulary's axis have one loss together, and each a part of the gradient of x.
+    axes = axes_varied((x, head, labels, weights)) - {vocab_axis}
+    head_axes = axes | ({vocab_axis} if vocab_axis else set())
+    labels, weights = vary_over(labels, axes), vary_over(weights, axes)
+    return sums(vary_over(x, head_axes), vary_over(head, head_axes), labels, weights)
 
 
-def _scan_chunks(loss_of_logits, soft_cap, num_chunks, x, head, labels, weights, *, differentiate):
+def _scan_chunks(loss_of_logits, vocabulary, soft_cap, num_chunks, x, head, labels, weights, *, differentiate):
     """The sums over all tokens, and (dx, dhead), or None without `differentiate`."""
-    one_chunk = partial(_one_chunk, loss_of_logits, soft_cap, head.astype(x.dtype), differentiate=differentiate)
+    one_chunk = partial(
+        _one_chunk, loss_of_logits, vocabulary, soft_cap, head.astype(x.dtype), differentiate=differentiate
+    )
     if num_chunks == 1:
         sums, gradients = one_chunk(x, labels, weights)
         return sums, (gradients[0], gradients[1].astype(head.dtype)) if differentiate else None
@@ -182,27 +243,25 @@ def _scan_chunks(loss_of_logits, soft_cap, num_chunks, x, head, labels, weights,
     size = -(-len(x) // num_chunks)
     chunks = [_split(array, num_chunks, size) for array in (x, labels, weights)]
     zeros = LossSums(*[jnp.zeros((), jnp.float32)] * len(LossSums._fields))
-    dhead = jnp.zeros(head.shape, jnp.float32) if differentiate else None
     # In a shard_map the carry must vary over the same mesh axes as what is added to it.
-    carry = jax.tree.map(lambda zero: _vary_alike(zero, x)[0], (zeros, dhead))
-    (sums, dhead), dx = lax.scan(step, carry, chunks)
+    zeros = jax.tree.map(lambda zero: vary_over(zero, axes_varied((weights,))), zeros)
+    dhead = zeros_varying_like(head.shape, jnp.float32, (x, head)) if differentiate else None
+    (sums, dhead), dx = lax.scan(step, (zeros, dhead), chunks)
     if not differentiate:
         return sums, None
     return sums, (dx.reshape(-1, x.shape[1])[: len(x)], dhead.astype(head.dtype))
 
 
-def _one_chunk(loss_of_logits: _LogitsLoss, soft_cap, head, x, labels, weights, *, differentiate: bool):
+def _one_chunk(
+    loss_of_logits: _LogitsLoss, vocabulary: _Vocabulary, soft_cap, head, x, labels, weights, *, differentiate: bool
+):
     """The sums over one chunk of tokens, and (dx in the dtype of x, dhead in float32), or None."""
     logits = jnp.einsum("td,vd->tv", x, head, preferred_element_type=jnp.float32)
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
-    # A comparison, not a gather: it stays local where the vocabulary is sharded.
-    is_label = labels[:, None] == lax.broadcasted_iota(labels.dtype, logits.shape, 1)
-    token = loss_of_logits(logits, is_label)
-    label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=1)
-    correct = jnp.sum(logits >= label_logit[:, None], axis=1) == 1
+    token = loss_of_logits(vocabulary, logits, vocabulary.is_label(labels, logits))
     loss, z_loss = jnp.sum(token.loss * weights), jnp.sum(token.z_loss * weights)
-    sums = LossSums(loss + z_loss, loss, z_loss, jnp.sum(weights), jnp.sum(correct * weights))
+    sums = LossSums(loss + z_loss, loss, z_loss, jnp.sum(weights), jnp.sum(token.correct * weights))
     if not differentiate:
         return sums, None
 
@@ -219,16 +278,3 @@ def _split(array: Array, num_chunks: int, size: int) -> Array:
     """Cuts the first dimension into chunks; the padding at the end is 0, so its weight is 0 too."""
     padding = [(0, num_chunks * size - len(array))] + [(0, 0)] * (array.ndim - 1)
     return jnp.pad(array, padding).reshape(num_chunks, size, *array.shape[1:])
-
-
-def _vary_alike(*arrays: Array) -> list[Array]:
-    """Inside a shard_map, marks all arrays as varying over each mesh axis that one of them varies over.
-
-    The transpose of that mark sums a gradient over the axes: so a head that all devices share gets one gradient.
-    """
-    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    axes = frozenset().union(*varying)
-    return [
-        lax.pcast(array, tuple(axes - own), to="varying") if axes - own else array
-        for array, own in zip(arrays, varying, strict=True)
-    ]

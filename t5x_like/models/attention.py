@@ -225,7 +225,7 @@ class Attention(Module):
         """Attends from each token of x to the others."""
         k, v = self.keys_values(x, tokens.positions)
         o, state = attend(self.queries(x, tokens.positions), k, v, state, tokens=tokens, **self.options(dropout_key))
-        return self.out(checkpoint_name(o, "attention")), state
+        return self.out(o), state
 
     def across(
         self,
@@ -237,7 +237,7 @@ class Attention(Module):
     ) -> Float[Array, "batch length embed"]:
         """Attends from each token of x to those of another sequence, whose keys and values are given."""
         o = attention(self.queries(x), *keys_values, segment_ids=segment_ids, **self.options(dropout_key))
-        return self.out(checkpoint_name(o, "attention"))
+        return self.out(o)
 
     def options(self, dropout_key: PRNGKeyArray | None) -> dict[str, Any]:
         config = self.config

@@ -144,4 +144,4 @@ class LatentAttention(Module):
             dropout_key=dropout_key,
             backend=config.backend,
         )
-        return self.out(checkpoint_name(o, "attention")), state
+        return self.out(o), state

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.cross_entropy import LossSums, cross_entropy, squared_error
-from t5x_like.sharding.logical import batch_axes, length_shards
+from t5x_like.sharding.logical import batch_axes, length_shards, vocabulary_axis
 
 Batch = dict[str, Array]
 """Arrays [batch, ...] under T5X's feature names, e.g. `decoder_input_tokens`; see docs/data.md."""
@@ -71,29 +71,28 @@ def token_loss(
 ) -> LossSums:
     """Loss sums over the whole batch; differentiate `.objective`.
 
-    Each device works through its own tokens in chunks and the sums are added once at the end, as is the gradient of
-    `head`: left to XLA, every chunk's gradient would be reduced over the data axes.
+    Each device works through its own tokens in chunks, with its own share of the vocabulary. The sums are added once at
+    the end, as is the gradient of `head`: left to XLA, every chunk's gradient would be reduced over the data axes.
     """
     rows = batch_axes()
     length = ("sequence",) if length_shards() > 1 else ()
     axes = rows + length
+    vocab_axis = vocabulary_axis(head.shape[0])
 
     def local(hidden, head, labels, weights):
         tokens = hidden.reshape(-1, hidden.shape[-1]), head, labels.reshape(-1), weights.reshape(-1)
+        options = {"chunk_size": config.chunk_tokens, "vocab_axis": vocab_axis}
         if config.kind == "mean_squared_error":
-            sums = squared_error(*tokens, chunk_size=config.chunk_tokens)
+            sums = squared_error(*tokens, **options)
         else:
-            sums = cross_entropy(
-                *tokens,
-                z_loss=config.z_loss,
-                label_smoothing=config.label_smoothing,
-                soft_cap=soft_cap,
-                chunk_size=config.chunk_tokens,
-            )
+            losses = {"z_loss": config.z_loss, "label_smoothing": config.label_smoothing, "soft_cap": soft_cap}
+            sums = cross_entropy(*tokens, **losses, **options)
         return lax.psum(sums, axes) if axes else sums
 
-    if not axes:
+    manual = {*axes, vocab_axis} - {None}
+    if not manual:
         return local(hidden, head, labels, weights)
-    tokens, whole = PartitionSpec(rows or None, length or None), PartitionSpec()
-    sharded = jax.shard_map(local, in_specs=(tokens, whole, tokens, tokens), out_specs=whole, axis_names=set(axes))
+    tokens, share = PartitionSpec(rows or None, length or None), PartitionSpec(vocab_axis)
+    specs = {"in_specs": (tokens, share, tokens, tokens), "out_specs": PartitionSpec()}
+    sharded = jax.shard_map(local, axis_names=manual, **specs)
     return sharded(hidden, head, labels, weights)

@@ -34,7 +34,7 @@ from t5x_like.models.routers import RouterStats
 from t5x_like.sharding import pipeline
 
 NAMED_TENSORS = ("query", "key", "value", "attention", "mlp", "gate")
-"""What a block names with `checkpoint_name`, in the order it is computed."""
+"""What a block names with `checkpoint_name`, in the order it is computed; the kernels name `attention` themselves."""
 
 Vectors = Float[Array, "batch length embed"]
 LayerResults = dict[str, list[Any]]

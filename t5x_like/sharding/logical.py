@@ -106,3 +106,8 @@ def batch_axes() -> tuple[str, ...]:
     """Axes of the mesh in context that split the batch; empty on one device."""
     sizes = automatic_axes()
     return tuple(axis for axis in dict(RULES)["batch"] if sizes.get(axis, 1) > 1)
+
+
+def vocabulary_axis(vocab_size: int) -> str | None:
+    """The axis of the mesh in context that splits the vocabulary, if it does."""
+    return partition_spec(("vocab",), (vocab_size,), automatic_axes())[0]

@@ -25,9 +25,9 @@ class BlockSizes:
 
     def fit(self, q_length: int, kv_length: int) -> "BlockSizes":
         """Blocks for these lengths, as equal as they can be, so that little is padded."""
-        q = _split(q_length, self.q)
-        kv = _split(kv_length, self.kv)
-        compute = _split(kv, self.compute)
+        q = split_evenly(q_length, self.q)
+        kv = split_evenly(kv_length, self.kv)
+        compute = split_evenly(kv, self.compute)
         return BlockSizes(q, compute * -(-kv // compute), compute)
 
 
@@ -74,7 +74,7 @@ def tuning(chip: str) -> Tuning:
     return TUNINGS.get(chip, TUNINGS["v4"])
 
 
-def _split(length: int, largest: int) -> int:
+def split_evenly(length: int, largest: int) -> int:
     """The size of the fewest equal blocks that cover `length`."""
     num_blocks = -(-length // largest)
     return -(-length // (num_blocks * LANES)) * LANES

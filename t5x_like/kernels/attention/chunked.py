@@ -24,7 +24,7 @@ from t5x_like.kernels.attention.blocks import (
     padded_tokens,
 )
 from t5x_like.kernels.attention.call import AttentionCall
-from t5x_like.kernels.attention.flash import add_sinks, differentiable
+from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.logits import MASK_VALUE, attention_logits
 from t5x_like.kernels.attention.masks import MaskSpec, allowed
 
@@ -68,9 +68,7 @@ def chunked_attention(
         pad(array.swapaxes(1, 2), 2, chunk)
         for array, chunk in ((call.q, q_chunk), (call.k, kv_chunk), (call.v, kv_chunk))
     )
-    o, lse = _attend(plan, (q, k, v, table), fixed)
-    if call.sinks is not None:
-        o, lse = add_sinks(o, lse, call.sinks)
+    o, lse = _attend(plan, (q, k, v, table), fixed, None if call.sinks is None else call.sinks[:, None])
     return o.swapaxes(1, 2)[:, :q_length], lse.swapaxes(1, 2)[:, :q_length]
 
 
@@ -146,7 +144,7 @@ def _forward(plan: _Plan, trained: tuple, fixed: _Fixed):
         empty = total == 0
         total = jnp.where(empty, 1, total)
         lse = jnp.where(empty, MASK_VALUE, largest + jnp.log(total))
-        return None, ((o / total).astype(v.dtype), lse[..., 0])
+        return None, (o / total, lse[..., 0])
 
     _, (o, lse) = lax.scan(row, None, jnp.arange(fixed.ranges.shape[0]))
     return _joined(o), _joined(lse)

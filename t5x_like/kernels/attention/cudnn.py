@@ -1,9 +1,11 @@
 """Attention by NVIDIA's cuDNN, through `jax.nn.dot_product_attention`."""
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from t5x_like.kernels.attention.call import AttentionCall
+from t5x_like.kernels.attention.flash import NAME
 
 
 def cudnn_attention(call: AttentionCall) -> tuple[Float[Array, "batch q_length heads head_dim"], None]:
@@ -19,4 +21,4 @@ def cudnn_attention(call: AttentionCall) -> tuple[Float[Array, "batch q_length h
         local_window_size=None if before is None else (before, 0),
         implementation="cudnn",
     )
-    return o, None
+    return checkpoint_name(o, NAME), None

@@ -1,38 +1,18 @@
 """The one way into attention, and the table of its backends."""
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jaxtyping import Array, Float, Int
 
-from t5x_like.errors import UserError
 from t5x_like.kernels.attention import capabilities
 from t5x_like.kernels.attention.biases import RelativeBias
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.attention.reference import reference_attention
+from t5x_like.kernels.choice import Backend, choose
 
 Side = int | Int[Array, ""] | Int[Array, "#batch length"]
 """Positions of the queries or of the keys: each one, or the first of consecutive ones."""
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One implementation of attention.
-
-    Attributes:
-      run: the implementation; returns the output and the log-sum-exp, the latter at least where it is asked for.
-      refusal: why it cannot do a call, in words that follow "because"; None if it can.
-      reserve: why "auto" should not take it for a call that it can do; None if it should.
-    """
-
-    run: Callable[[AttentionCall], tuple[Array, Array | None]]
-    refusal: Callable[[AttentionCall], str | None]
-    reserve: Callable[[AttentionCall], str | None] = lambda call: None
 
 
 def _tpu(call: AttentionCall) -> tuple[Array, Array]:
@@ -73,7 +53,10 @@ BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference_attention, capabilities.reference_refusal, capabilities.reference_reserve),
     "chunked": Backend(_chunked, capabilities.chunked_refusal),
 }
-"""All backends by name: `backend="auto"` takes the first that has neither refusal nor reserve."""
+"""All backends by name: `backend="auto"` takes the first that has neither refusal nor reserve.
+
+Each returns the output and the log-sum-exp, the latter at least where it is asked for.
+"""
 
 
 def attention(
@@ -152,38 +135,9 @@ def attention(
         dropout_key=dropout_key,
         return_lse=return_lse,
     )
-    o, lse = BACKENDS[_choose(backend, call)].run(call)
+    o, lse = choose("attention", BACKENDS, backend, call).run(call)
     return (o, lse) if return_lse else o
 
 
 def _positions(side: Side, length: int) -> Int[Array, "#batch length"]:
     return (side + jnp.arange(length))[None] if jnp.ndim(side) == 0 else side
-
-
-def _choose(backend: str, call: AttentionCall) -> str:
-    if backend != "auto" and backend not in BACKENDS:
-        raise UserError(f"attention: there is no backend {backend!r}: choose from auto, {', '.join(BACKENDS)}.")
-    refusals = {name: entry.refusal(call) for name, entry in BACKENDS.items()}
-    able = [name for name, refusal in refusals.items() if refusal is None]
-    if backend == "auto":
-        return _choose_best(call, refusals)
-    if backend not in able:
-        raise UserError(f"attention: backend {backend!r} cannot, because {refusals[backend]}. Use {', '.join(able)}.")
-    _log_once(f"attention: {backend}, as asked for.")
-    return backend
-
-
-def _choose_best(call: AttentionCall, refusals: dict[str, str | None]) -> str:
-    against = {name: refusals[name] or entry.reserve(call) for name, entry in BACKENDS.items()}
-    name = next(filter(lambda name: against[name] is None, BACKENDS), None)
-    passed_over = "; ".join(f"{other} because {reason}" for other, reason in against.items() if reason is not None)
-    if name is None:
-        able = [name for name, refusal in refusals.items() if refusal is None]
-        raise UserError(f"attention: no backend suits: {passed_over}. Name one that can: {', '.join(able)}.")
-    _log_once(f"attention: {name}, the first backend that can do it. Not: {passed_over or 'none'}.")
-    return name
-
-
-@functools.cache
-def _log_once(message: str):
-    logging.info(message)

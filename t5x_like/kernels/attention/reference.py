@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from t5x_like.kernels.attention.biases import position_bias
 from t5x_like.kernels.attention.call import AttentionCall
+from t5x_like.kernels.attention.flash import NAME
 from t5x_like.kernels.attention.logits import MASK_VALUE, attention_logits
 from t5x_like.kernels.attention.masks import allowed
 
@@ -37,7 +39,7 @@ def reference_attention(
         weights = jnp.where(keep, weights / (1 - call.dropout_rate), 0)
 
     out = jnp.einsum("bkts,bksh->bkth", weights.astype(v.dtype), v)
-    out = out.reshape(batch, num_heads, q_length, -1).swapaxes(1, 2)
+    out = checkpoint_name(out.reshape(batch, num_heads, q_length, -1).swapaxes(1, 2), NAME)
     if not call.return_lse:
         return out, None
     lse = jax.nn.logsumexp(logits, axis=-1)  # MASK_VALUE, to the last bit, in a row without allowed keys

@@ -18,7 +18,7 @@ from t5x_like.kernels.attention.blocks import (
     padded_tokens,
 )
 from t5x_like.kernels.attention.call import AttentionCall
-from t5x_like.kernels.attention.flash import add_sinks, differentiable
+from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.target import target_chip
 from t5x_like.kernels.attention.tpu_specs import SUBLANES, Context, Scalars
 from t5x_like.kernels.attention.tpu_tiles import Plan, make_strip
@@ -51,13 +51,12 @@ def tpu_attention(
     """Attention by Pallas kernels. See `attention` for the arguments."""
     offsets = known_offsets(call)
     spec, table = call.relative_bias or (None, None)
-    plan = Plan(call.mask, call.scale, call.soft_cap, spec, offsets, call.offsets is None, tuning(target_chip()))
+    exact = table is not None or call.sinks is not None
+    plan = Plan(call.mask, call.scale, call.soft_cap, spec, offsets, call.offsets is None, exact, tuning(target_chip()))
     slopes = None if call.alibi_slopes is None else call.alibi_slopes.astype(jnp.float32)
     fixed = _Fixed(None if offsets else call.positions, call.segment_ids, call.offsets or (0, 0), slopes)
     q, k, v = (array.swapaxes(1, 2) for array in (call.q, call.k, call.v))
-    o, lse = _attend(plan, (q, k, v, table), fixed)
-    if call.sinks is not None:
-        o, lse = add_sinks(o, lse, call.sinks)
+    o, lse = _attend(plan, (q, k, v, table), fixed, None if call.sinks is None else call.sinks[:, None])
     return o.swapaxes(1, 2), lse.swapaxes(1, 2)
 
 

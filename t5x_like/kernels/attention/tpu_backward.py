@@ -18,7 +18,8 @@ from t5x_like.kernels.attention.block_sizes import BlockSizes
 from t5x_like.kernels.attention.blocks import Ranges
 from t5x_like.kernels.attention.logits import through_soft_cap
 from t5x_like.kernels.attention.tpu_specs import SUBLANES, Context, Place, Scalars, Specs, read_range
-from t5x_like.kernels.attention.tpu_tiles import Plan, dot, make_step, strip_gradient, tile_logits
+from t5x_like.kernels.attention.tpu_tiles import Plan, make_step, strip_gradient, tile_logits
+from t5x_like.kernels.dot import dot
 
 
 class Inputs(NamedTuple):

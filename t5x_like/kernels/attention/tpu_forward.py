@@ -13,7 +13,8 @@ from t5x_like.kernels.attention.block_sizes import BlockSizes
 from t5x_like.kernels.attention.blocks import Ranges
 from t5x_like.kernels.attention.logits import MASK_VALUE
 from t5x_like.kernels.attention.tpu_specs import Context, Place, Scalars, Specs, read_range
-from t5x_like.kernels.attention.tpu_tiles import Plan, dot, make_step, tile_logits
+from t5x_like.kernels.attention.tpu_tiles import Plan, make_step, tile_logits
+from t5x_like.kernels.dot import dot
 
 
 class Inputs(NamedTuple):
@@ -60,7 +61,9 @@ def forward(
             scratch_shapes=[_State(*(pltpu.VMEM((rows, sizes.q), jnp.float32) for rows in (1, 1, v_dim)))],
         ),
         out_shape=(
-            jax.ShapeDtypeStruct((batch, num_heads, q_length, v_dim), inputs.v.dtype),
+            jax.ShapeDtypeStruct(
+                (batch, num_heads, q_length, v_dim), jnp.float32 if plan.exact_output else inputs.v.dtype
+            ),
             jax.ShapeDtypeStruct((batch, num_heads, 1, q_length), jnp.float32),
         ),
         compiler_params=pltpu.CompilerParams(

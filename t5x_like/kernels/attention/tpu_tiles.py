@@ -23,7 +23,8 @@ from t5x_like.kernels.attention.tpu_specs import SUBLANES, Context
 class Plan:
     """The static part of a call.
 
-    `offsets` are the first positions, if known while tracing; `given_positions`: they come as arrays.
+    `offsets` are the first positions, if known while tracing; `given_positions`: they come as arrays; `exact_output`:
+    the forward pass leaves its output in float32.
     """
 
     mask: MaskSpec
@@ -32,6 +33,7 @@ class Plan:
     relative_bias: RelativeBias | None
     offsets: tuple[int, int] | None
     given_positions: bool
+    exact_output: bool
     tuning: Tuning
 
 
@@ -68,13 +70,6 @@ def _is_far(plan: Plan, sizes: BlockSizes, q_start: Array, kv_start: Array) -> B
     ahead = q_start - kv_start
     limit = plan.relative_bias.max_distance
     return (ahead - sizes.kv >= limit) | (ahead + sizes.q <= -limit)
-
-
-def dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "..."]:
-    """Matrix product over the given dims, with float32 out; float32 in is multiplied as such."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32, precision=precision)
 
 
 def _reach(plan: Plan, sizes: BlockSizes) -> int:

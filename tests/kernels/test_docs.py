@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "document_kernels.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "document_kernels.py"
 
 
 def test_tables_are_up_to_date():

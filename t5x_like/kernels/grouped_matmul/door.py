@@ -1,0 +1,124 @@
+"""The one way into grouped matrix products, and the table of their backends."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from t5x_like.errors import UserError
+from t5x_like.kernels.attention import block_sizes
+from t5x_like.kernels.attention.target import split_by_compiler, target_chip
+from t5x_like.kernels.choice import Backend, choose
+from t5x_like.kernels.grouped_matmul.products import differentiable
+from t5x_like.kernels.grouped_matmul.tile_sizes import gpu_tuning, tpu_tuning
+from t5x_like.kernels.varying import vary_alike
+
+
+class Call(NamedTuple):
+    """The arguments of `grouped_matmul`, checked."""
+
+    lhs: Float[Array, "m k"]
+    rhs: Float[Array, "g k n"]
+    group_sizes: Int[Array, "g"]
+
+
+def _tpu(call: Call) -> Array:
+    from t5x_like.kernels.grouped_matmul.tpu import PRODUCTS, Plan  # Pallas takes long to import
+
+    chip = target_chip()
+    return differentiable(PRODUCTS, Plan(tpu_tuning(chip), block_sizes.tuning(chip).vmem_limit_bytes), *call)
+
+
+def _triton(call: Call) -> Array:
+    from t5x_like.kernels.grouped_matmul.triton import PRODUCTS
+
+    return differentiable(PRODUCTS, gpu_tuning(target_chip()), *call)
+
+
+def _reference(call: Call) -> Array:
+    from t5x_like.kernels.grouped_matmul.plain import reference
+
+    return reference(*call)
+
+
+def _chunked(call: Call) -> Array:
+    from t5x_like.kernels.grouped_matmul.plain import CHUNKED
+
+    return differentiable(CHUNKED, None, *call)
+
+
+def _platform() -> str:
+    """`cpu`, `gpu` or `tpu`; chips other than TPUs begin with other letters."""
+    chip = target_chip()
+    return "tpu" if chip.startswith(("v", "TPU")) else "cpu" if chip == "cpu" else "gpu"
+
+
+def tpu_refusal(call: Call) -> str | None:
+    if _platform() != "tpu":
+        return f"it runs on TPU, and this program is for {target_chip()}"
+    return _dtype_refusal(call, ("bfloat16", "float32"))
+
+
+def triton_refusal(call: Call) -> str | None:
+    if _platform() != "gpu":
+        return f"it runs on GPU, and this program is for {target_chip()}"
+    return _dtype_refusal(call, ("bfloat16", "float16", "float32"))
+
+
+def _dtype_refusal(call: Call, dtypes: tuple[str, ...]) -> str | None:
+    name = call.lhs.dtype.name
+    return None if name in dtypes else f"it needs {' or '.join(dtypes)}, and was given {name}"
+
+
+def kernel_reserve(call: Call) -> str | None:
+    return "on several devices it has to be inside jax.shard_map" if split_by_compiler() else None
+
+
+def reference_reserve(call: Call) -> str | None:
+    return None if _platform() == "tpu" else "away from TPU its work and memory grow with the number of groups"
+
+
+BACKENDS: dict[str, Backend] = {
+    "tpu": Backend(_tpu, tpu_refusal, kernel_reserve),
+    "triton": Backend(_triton, triton_refusal, kernel_reserve),
+    "reference": Backend(_reference, reserve=reference_reserve),
+    "chunked": Backend(_chunked),
+}
+"""All backends by name: `backend="auto"` takes the first that has neither refusal nor reserve."""
+
+
+def grouped_matmul(
+    lhs: Float[Array, "m k"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"], *, backend: str = "auto"
+) -> Float[Array, "m n"]:
+    """Multiplies each row by the matrix of its group: the first group_sizes[0] rows by rhs[0], the next by rhs[1], ...
+
+    Products are summed in float32; the result has the dtype of `lhs`. Differentiable in lhs and rhs. Rows beyond the
+    sum of `group_sizes` give zeros and take part in no gradient; a group may be empty.
+
+    Args:
+      lhs: rows, those of a group together, in the order of the groups.
+      rhs: a matrix per group, of the same dtype.
+      group_sizes: rows of each group; their sum is at most m.
+      backend: a name in BACKENDS, or "auto".
+
+    Raises:
+      UserError: if shapes or dtypes do not fit, or the backend is unknown or cannot do what is asked.
+    """
+    _check(lhs, rhs, group_sizes)
+    call = Call(*vary_alike(*map(jnp.asarray, (lhs, rhs, group_sizes))))
+    return choose("grouped_matmul", BACKENDS, backend, call).run(call)
+
+
+def _check(lhs: Array, rhs: Array, group_sizes: Array):
+    fits = lhs.ndim == 2 and rhs.ndim == 3 and lhs.shape[1] == rhs.shape[1] and group_sizes.shape == rhs.shape[:1]
+    if not fits or not lhs.size or not rhs.size:
+        raise UserError(
+            f"grouped_matmul: lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit: give "
+            "[m, k], [g, k, n] and [g], none of them empty."
+        )
+    if lhs.dtype != rhs.dtype or not jnp.issubdtype(lhs.dtype, jnp.floating):
+        raise UserError(
+            f"grouped_matmul: lhs is {lhs.dtype} and rhs is {rhs.dtype}: cast both to one floating-point type."
+        )
+    if not jnp.issubdtype(group_sizes.dtype, jnp.integer):
+        raise UserError(f"grouped_matmul: group_sizes is {group_sizes.dtype}: give integers.")
