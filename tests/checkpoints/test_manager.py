@@ -1,4 +1,5 @@
 import json
+import pathlib
 import resource
 import shutil
 import signal
@@ -104,12 +105,27 @@ def test_steps_may_donate_the_state_while_it_is_written(tmp_path):
         assert_same_bits(restored, expected)
 
 
-def test_saves_on_schedule_and_when_forced(tmp_path):
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_steps=3, keep_last=9))
-    for step in range(1, 8):
-        checkpoints.save(step, {"x": jnp.ones(2)})
-    checkpoints.save(7, {"x": jnp.ones(2)}, force=True)
-    assert checkpoints.steps() == [3, 6, 7]
+def test_the_schedules_of_steps_and_minutes(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(manager.time, "monotonic", lambda: now)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_steps=3, save_every_minutes=2))
+    assert [step for step in range(1, 8) if checkpoints.due(step)] == [3, 6]
+    now += 119
+    assert not checkpoints.overdue()
+    now += 1
+    assert checkpoints.overdue()
+    checkpoints.save(4, {"x": jnp.ones(2)}, force=True)
+    assert not checkpoints.overdue()
+    assert not Checkpoints(tmp_path, CheckpointConfig(save_every_minutes=None)).overdue()
+
+
+def test_a_clock_set_back_or_forth_moves_no_save(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_minutes=1, keep_every_minutes=60, keep_last=1))
+    for hours in (1e4, 0, 2e4):
+        monkeypatch.setattr(manager.time, "time", lambda hours=hours: hours * 3600)
+        assert not checkpoints.overdue()
+        checkpoints.save(int(hours), {"x": jnp.ones(2)}, force=True)
+    assert checkpoints.latest_step() == 20000
 
 
 def test_a_synchronous_save_is_complete_on_return(tmp_path):
@@ -288,7 +304,10 @@ def test_a_save_leaves_the_caller_free_while_it_writes(tmp_path, monkeypatch):
     assert checkpoints.steps() == [1, 2]
 
 
-@pytest.mark.parametrize("field", ["save_every_steps", "keep_last", "keep_best"])
+@pytest.mark.parametrize(
+    "field",
+    ["save_every_steps", "save_every_minutes", "keep_last", "keep_best", "keep_every_steps", "keep_every_minutes"],
+)
 def test_senseless_configurations_are_refused(field):
     with pytest.raises(UserError, match=rf"CheckpointConfig\.{field} is -1"):
         CheckpointConfig(**{field: -1})
@@ -298,6 +317,7 @@ def test_the_record_is_json(tmp_path):
     checkpoints = Checkpoints(tmp_path, ALWAYS)
     checkpoints.save(1, {"x": jnp.ones(2)}, metrics={"loss": 1.5}, manifest={"a": "b"}, force=True)
     record = json.loads((tmp_path / "1" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    assert record.pop("time") == pytest.approx(time.time(), abs=60)
     assert record == {"metrics": {"loss": 1.5}, "manifest": {"a": "b"}}
 
 
@@ -308,3 +328,94 @@ def test_a_relative_path_is_as_good(tmp_path, monkeypatch):
     checkpoints.save(1, state, force=True)
     checkpoints.close()
     assert_same_bits(Checkpoints(tmp_path / "run" / "checkpoints", CheckpointConfig()).restore(abstract(state)), state)
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    for step in (1, 2):
+        checkpoints.save(step, state, force=True)
+    checkpoints.close()
+    return tmp_path, state
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, pathlib.Path.unlink], ids=["truncate", "flip", "remove"])
+def test_any_harm_to_any_file_is_found_and_the_checkpoint_before_used(two_checkpoints, harm, caplog):
+    directory, state = two_checkpoints
+    whole = directory / "2"
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert len(files) >= 9
+    for file in files:
+        if harm in (truncate, flip) and not (whole / file).stat().st_size:
+            continue  # Nothing to flip.
+        copy = directory.parent / f"{directory.name}-copy"
+        shutil.copytree(directory, copy)
+        harm(copy / "2" / file)
+        caplog.clear()
+        checkpoints = Checkpoints(copy, ALWAYS)
+        assert checkpoints.newest_good() == 1, file
+        assert "Checkpoint 2 is damaged" in caplog.text
+        assert (copy / "2").exists(), "readers change nothing"
+        assert checkpoints.newest_good(quarantine=True) == 1, file
+        assert sorted(path.name for path in copy.iterdir()) == ["1", "2.damaged"]
+        shutil.rmtree(copy)
+    assert_same_bits(Checkpoints(directory, ALWAYS).restore(abstract(state)), state)
+
+
+def test_a_removed_item_is_found(two_checkpoints):
+    directory, _ = two_checkpoints
+    shutil.rmtree(directory / "2" / "state")
+    with pytest.raises(UserError, match=r"2 is damaged: state/\S+ is missing; .* and \d+ more. Choose another"):
+        Checkpoints(directory, ALWAYS).check(2)
+    assert Checkpoints(directory, ALWAYS).newest_good() == 1
+
+
+def test_without_a_whole_checkpoint_nothing_is_restored(two_checkpoints):
+    directory, state = two_checkpoints
+    for step in (1, 2):
+        flip(directory / str(step) / "state" / "_METADATA")
+    with pytest.raises(UserError, match=r"All checkpoints in .* are damaged \(2, 1\): bring back"):
+        Checkpoints(directory, ALWAYS).restore(abstract(state))
+
+
+def test_a_checkpoint_killed_before_its_marks_is_none(two_checkpoints):
+    """Also: the next save removes it."""
+    directory, state = two_checkpoints
+    for step in (1, 2):
+        (directory / str(step) / "checksums-0-of-1.json").unlink()
+    checkpoints = Checkpoints(directory, ALWAYS)
+    assert (checkpoints.steps(), checkpoints.newest_good()) == ([], None)
+    checkpoints.save(2, state, force=True)
+    assert [path.name for path in directory.iterdir()] == ["2"]
+
+
+def test_damaged_checkpoints_do_not_pile_up(tmp_path):
+    state = {"x": jnp.ones(2)}
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=100))
+    checkpoints.save(1, state, force=True)
+    for step in range(2, 5):
+        checkpoints.save(step, state, force=True)
+        flip(tmp_path / str(step) / "_CHECKPOINT_METADATA")
+        assert checkpoints.newest_good(quarantine=True) == 1
+    checkpoints.save(5, state, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "4.damaged", "5"]
+
+
+def test_a_damaged_record_does_not_stop_pruning(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=1, keep_best=1))
+    checkpoints.save(1, {"x": jnp.ones(2)}, metrics={"loss": 1.0}, force=True)
+    truncate(tmp_path / "1" / "_CHECKPOINT_METADATA")
+    checkpoints.save(2, {"x": jnp.ones(2)}, metrics={"loss": 2.0}, force=True)
+    assert checkpoints.steps() == [2]
+    assert "record of checkpoint 1 cannot be read" in caplog.text
