@@ -2,8 +2,9 @@
 
 import dataclasses
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 from absl import logging
@@ -12,11 +13,14 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.loader import Loader
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import model_flops_utilization, peak_flops_per_second
+from t5x_like.training.goodput import Goodput
 from t5x_like.training.metrics import MetricsWriter, open_side_writers, read_metrics
 from t5x_like.training.plots import plot_losses
 from t5x_like.training.progress import Progress
 from t5x_like.training.setup import Job
 from t5x_like.training.step import Metrics
+
+T = TypeVar("T")
 
 
 class Reporter:
@@ -26,10 +30,29 @@ class Reporter:
 
     Attributes:
       validation_history: values of every validation metric so far, oldest first, those before a resume included.
+      latest: step and metrics of the last record fetched.
     """
 
-    def __init__(self, experiment: Experiment, job: Job, directory: RunDirectory, *, start_step: int):
-        """Opens the files and drops records of steps after `start_step`, which a killed run left."""
+    def __init__(
+        self,
+        experiment: Experiment,
+        job: Job,
+        directory: RunDirectory,
+        *,
+        start_step: int,
+        goodput: Goodput,
+        alarms: Callable[[], Mapping[str, int]] = dict,
+    ):
+        """Opens the files and drops records of steps after `start_step`, which a killed run left.
+
+        Args:
+          experiment: the run's configuration.
+          job: the experiment on its mesh.
+          directory: of the run.
+          start_step: updates already made.
+          goodput: the account of time; written with the records.
+          alarms: what has gone wrong so far and how often, by name; shown and recorded beside the metrics.
+        """
         run, path = experiment.run, directory.path
         self._every_steps = run.logging.every_steps
         self._num_steps = run.steps
@@ -46,6 +69,9 @@ class Reporter:
         self._writer = MetricsWriter(path, resumed_step=start_step, side_writers=side_writers)
         self._progress = Progress(run.steps, start_step=start_step, enabled=run.logging.progress)
         self._directory = directory
+        self._goodput, self._alarms = goodput, alarms
+        self._failed_attempts: dict[str, int] = {}
+        self.latest: tuple[int, dict[str, float]] = (start_step, {})
         self._painter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loss.png")
         self._painting: Future[None] | None = None
         self._loader: Loader | None = None
@@ -90,8 +116,32 @@ class Reporter:
         mfu = model_flops_utilization(tokens_per_second, self._flops_per_token, jax.device_count(), self._peak)
         if mfu is not None:
             values["mfu"] = mfu
-        self._writer.write(step, "train", values)
-        self._progress.report(step, loss=values["loss"], tokens_per_second=tokens_per_second, mfu=mfu, waiting=waiting)
+        alarms = self.alarms()
+        self.latest = step, values
+        self._writer.write(step, "train", values | {name: count for name, count in alarms.items() if count})
+        self._progress.report(
+            step,
+            loss=values["loss"],
+            tokens_per_second=tokens_per_second,
+            mfu=mfu,
+            waiting=waiting,
+            alarms=alarms | {"skipped_steps": int(values["skipped"])},
+        )
+        self._goodput.waited(waited)
+        self._goodput.write()
+
+    def alarms(self) -> dict[str, int]:
+        """What has gone wrong so far and how often, by name."""
+        return {**self._alarms(), "failed_metrics": self._writer.failures, **self._failed_attempts}
+
+    def attempt(self, name: str, call: Callable[..., T], *args: Any) -> T | None:
+        """The result of what must not stop training; None if it fails, which is logged and counted."""
+        try:
+            return call(*args)
+        except Exception as error:
+            self._failed_attempts[f"failed_{name}s"] = self._failed_attempts.get(f"failed_{name}s", 0) + 1
+            logging.exception("The %s failed; training goes on: %r", name, error)
+            return None
 
     def validation(self, step: int, scores: dict[str, float]) -> None:
         """Writes validation metrics and redraws the curves in the background."""
@@ -106,7 +156,4 @@ class Reporter:
         self._clock, self._clock_step, self._waited = time.perf_counter(), step, self._loader.seconds_waited
 
     def _paint(self) -> None:
-        try:
-            plot_losses(self._directory.metrics, self._directory.loss_plot)
-        except Exception as error:  # A picture must not end a run.
-            logging.warning("loss.png could not be drawn: %r", error)
+        self.attempt("picture", plot_losses, self._directory.metrics, self._directory.loss_plot)
