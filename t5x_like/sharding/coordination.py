@@ -4,6 +4,10 @@ In a single process everything here returns at once.
 """
 
 import itertools
+import os
+import sys
+import traceback
+from typing import NoReturn
 
 import jax
 
@@ -35,3 +39,14 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has called it with this name; a name serves once."""
     if jax.process_count() > 1:
         distributed.global_state.client.wait_at_barrier(f"t5x_like/{name}", TIMEOUT_SECONDS * 1000)
+
+
+def leave(error: BaseException, code: int = 1) -> NoReturn:
+    """Ends this process of several after an error, at once.
+
+    JAX's own farewell would wait for the others, and they for this one; so they learn of it by its missing heartbeat,
+    or sooner by their next collective operation.
+    """
+    traceback.print_exception(error)
+    print(f"Process {jax.process_index()} of {jax.process_count()} ends after this error.", file=sys.stderr, flush=True)
+    os._exit(code)

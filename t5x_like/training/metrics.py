@@ -92,6 +92,18 @@ class MetricsWriter:
             _warn_now_and_then(self._file_failures, METRICS_FILE, error)
 
 
+class NoMetricsWriter:
+    """For processes other than the first, which alone writes."""
+
+    failures = 0
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class _Background:
     """A side writer in a thread of its own."""
 

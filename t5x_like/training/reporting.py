@@ -14,7 +14,7 @@ from t5x_like.data.loader import Loader
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import model_flops_utilization, peak_flops_per_second
 from t5x_like.training.goodput import Goodput
-from t5x_like.training.metrics import MetricsWriter, open_side_writers, read_metrics
+from t5x_like.training.metrics import MetricsWriter, NoMetricsWriter, open_side_writers, read_metrics
 from t5x_like.training.plots import plot_losses
 from t5x_like.training.progress import Progress
 from t5x_like.training.setup import Job
@@ -53,22 +53,18 @@ class Reporter:
           goodput: the account of time; written with the records.
           alarms: what has gone wrong so far and how often, by name; shown and recorded beside the metrics.
         """
-        run, path = experiment.run, directory.path
+        run, self._directory = experiment.run, directory
         self._every_steps = run.logging.every_steps
         self._num_steps = run.steps
         self._tokens_per_step = job.tokens_per_step
         self._flops_per_token = job.flops_per_token
         self._peak = peak_flops_per_second(jax.devices()[0])
-        side_writers = open_side_writers(
-            path,
-            resumed_step=start_step,
-            tensorboard=run.logging.tensorboard,
-            wandb_project=run.logging.wandb_project,
-            config=dataclasses.asdict(experiment),
-        )
-        self._writer = MetricsWriter(path, resumed_step=start_step, side_writers=side_writers)
-        self._progress = Progress(run.steps, start_step=start_step, enabled=run.logging.progress)
-        self._directory = directory
+        # Process 0 writes and shows; all fetch the same values, and decide alike.
+        self._first = jax.process_index() == 0
+        records = read_metrics(directory.metrics) if directory.metrics.exists() else []
+        self.validation_history = [r for r in records if r["split"] == "validation" and 0 < r["step"] <= start_step]
+        self._writer = self._open_writer(experiment, start_step) if self._first else NoMetricsWriter()
+        self._progress = Progress(run.steps, start_step=start_step, enabled=run.logging.progress and self._first)
         self._goodput, self._alarms = goodput, alarms
         self._failed_attempts: dict[str, int] = {}
         self.latest: tuple[int, dict[str, float]] = (start_step, {})
@@ -76,8 +72,17 @@ class Reporter:
         self._painting: Future[None] | None = None
         self._loader: Loader | None = None
         self._pending: tuple[int, Metrics] | None = None
-        records = read_metrics(directory.metrics)
-        self.validation_history = [record for record in records if record["split"] == "validation"]
+
+    def _open_writer(self, experiment: Experiment, start_step: int) -> MetricsWriter:
+        logs = experiment.run.logging
+        side_writers = open_side_writers(
+            self._directory.path,
+            resumed_step=start_step,
+            tensorboard=logs.tensorboard,
+            wandb_project=logs.wandb_project,
+            config=dataclasses.asdict(experiment),
+        )
+        return MetricsWriter(self._directory.path, resumed_step=start_step, side_writers=side_writers)
 
     def __enter__(self) -> Self:
         self._progress.__enter__()
@@ -86,7 +91,8 @@ class Reporter:
     def __exit__(self, *exception: Any) -> None:
         self._progress.__exit__(*exception)
         self._writer.close()
-        self._paint()
+        if self._first:
+            self._paint()
         self._painter.shutdown()
 
     def start(self, step: int, loader: Loader) -> None:
@@ -148,7 +154,7 @@ class Reporter:
         self._writer.write(step, "validation", scores)
         self.validation_history.append({"step": step, "split": "validation", **scores})
         self._progress.report(step, validation_loss=scores["loss"])
-        if self._painting is None or self._painting.done():
+        if self._first and (self._painting is None or self._painting.done()):
             self._painting = self._painter.submit(self._paint)
 
     def restart_clock(self, step: int) -> None:

@@ -176,7 +176,8 @@ def test_a_full_disk_stops_nothing_and_is_shown(directory, monkeypatch):
         return full if len(calls) <= 4 else full._replace(free=10**12)
 
     monkeypatch.setattr(manager.shutil, "disk_usage", disk_usage)
-    outcome = train(toy.experiment(directory, steps=8, checkpoints=EVERY_TWO))
+    waits = CheckpointConfig(save_every_steps=2, asynchronous=False)
+    outcome = train(toy.experiment(directory, steps=8, checkpoints=waits))
     assert outcome.complete
     assert [r.get("failed_saves") for r in records(directory)] == [None, None, 1, 1, 2, 2, None, None]
     assert sorted(path.name for path in (directory / "run" / "checkpoints").iterdir()) == ["6", "8"]
