@@ -35,7 +35,7 @@ def write_checksums(directory: epath.Path, process: int = 0, count: int = 1) -> 
     # On a local disk a kill could leave half a file under the final name.
     temporary = mark.with_name(f".{mark.name}")
     temporary.write_text(_text(_checksums(directory, names, _crc_written)))
-    temporary.rename(mark)
+    temporary.replace(mark)
 
 
 def is_complete(directory: epath.Path) -> bool:

@@ -91,8 +91,12 @@ class Checkpoints:
 
     def arrays(self, step: int | None = None) -> dict[Name, jax.ShapeDtypeStruct]:
         """Shape and dtype of every saved array by name, e.g. ("params", "decoder", ...), without reading values."""
-        saved = ocp.metadata(self._path(self._existing(step))).metadata
-        return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _by_name(saved).items()}
+        path = self._path(self._existing(step))
+        try:
+            saved = ocp.metadata(path).metadata
+            return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _by_name(saved).items()}
+        except Exception as error:  # Orbax raises what its parsers raise.
+            raise UserError(f"Checkpoint {path} cannot be read, it is damaged or not from here: {error!r}.") from error
 
     def verify(self, step: int) -> list[str]:
         """Compares every file of a checkpoint with its checksum, the processes sharing the work.
@@ -186,17 +190,25 @@ class Checkpoints:
             raise UserError(f"There is no checkpoint of step {step} in {self.directory}: choose one of {listed}.")
         return steps[-1] if step is None else step
 
-    def _record(self, step: int) -> dict[str, Any]:
-        return ocp.metadata(self._path(step)).custom_metadata
+    def _record(self, step: int) -> Record:
+        try:
+            record = ocp.metadata(self._path(step)).custom_metadata
+            if not isinstance(record["manifest"], dict) or not isinstance(record.get("time", 0.0), float):
+                raise TypeError("its record is of another form")
+            return record | {"metrics": {name: float(value) for name, value in record["metrics"].items()}}
+        except Exception as error:  # Orbax raises what its parsers raise.
+            raise UserError(
+                f"The record of checkpoint {self._path(step)} cannot be read, is damaged or not from here: {error!r}."
+            ) from error
 
     def _records(self) -> dict[int, Record]:
         records = {}
         for step in self.steps():
             try:
                 records[step] = self._record(step)
-                records[step]["metrics"].get(self.config.best_metric)
-            except Exception as error:  # Orbax raises what its parsers raise; a damaged one has no rank, and stays.
-                logging.warning("The record of checkpoint %d cannot be read: %r.", step, error)
+            except UserError as error:
+                # It has no rank, but it stays while it is among the newest.
+                logging.warning("%s", error)
                 records[step] = {"metrics": {}, "manifest": {}}
         return records
 

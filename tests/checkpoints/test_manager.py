@@ -1,3 +1,4 @@
+import contextlib
 import json
 import pathlib
 import resource
@@ -13,10 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from t5x_like.checkpoints import manager
+from t5x_like.checkpoints.integrity import write_checksums
 from t5x_like.checkpoints.manager import CheckpointConfig, Checkpoints
 from t5x_like.errors import UserError
 
@@ -418,4 +423,69 @@ def test_a_damaged_record_does_not_stop_pruning(tmp_path, caplog):
     truncate(tmp_path / "1" / "_CHECKPOINT_METADATA")
     checkpoints.save(2, {"x": jnp.ones(2)}, metrics={"loss": 2.0}, force=True)
     assert checkpoints.steps() == [2]
-    assert "record of checkpoint 1 cannot be read" in caplog.text
+    assert "record of checkpoint" in caplog.text
+    assert "cannot be read" in caplog.text
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+RECORD = st.dictionaries(st.sampled_from(["metrics", "manifest", "time"]), ANYTHING)
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory):
+    """A checkpoint, and a function that puts something else into one of its files, with the right checksums."""
+    directory = tmp_path_factory.mktemp("strangers")
+    checkpoints = Checkpoints(directory, ALWAYS)
+    checkpoints.save(1, {"params": {"a": jnp.ones((8, 2))}}, metrics={"loss": 1.0}, manifest={"data": "x"}, force=True)
+
+    def crafted(name: str, content: bytes) -> Checkpoints:
+        (directory / "1" / name).write_bytes(content)
+        write_checksums(epath.Path(directory / "1"))
+        assert checkpoints.newest_good() == 1
+        return checkpoints
+
+    original = {path: path.read_bytes() for path in (directory / "1").rglob("*") if path.is_file()}
+    yield crafted, json.loads((directory / "1" / "_CHECKPOINT_METADATA").read_text())
+    for path, content in original.items():
+        path.write_bytes(content)
+
+
+@given(RECORD | ANYTHING)
+@settings(max_examples=50)
+def test_the_record_of_a_stranger_is_read_or_refused(strangers, record):
+    crafted, metadata = strangers
+    content = json.dumps({**metadata, "custom_metadata": record}).encode()
+    checkpoints = crafted("_CHECKPOINT_METADATA", content)
+    with contextlib.suppress(UserError):
+        assert isinstance(checkpoints.manifest(), dict)
+    with contextlib.suppress(UserError):
+        assert all(isinstance(value, float) for value in checkpoints.metrics().values())
+    assert checkpoints.best_step() in (None, 1)
+
+
+METADATA = ANYTHING | st.dictionaries(st.sampled_from(["item_handlers", "metrics", "custom_metadata"]), ANYTHING)
+
+
+@given(st.binary(max_size=50) | METADATA.map(lambda value: json.dumps(value).encode()))
+@settings(max_examples=50)
+def test_the_metadata_of_a_stranger_is_read_or_refused(strangers, content):
+    crafted, _ = strangers
+    with contextlib.suppress(UserError):
+        crafted("_CHECKPOINT_METADATA", content).manifest()
+
+
+TREE = st.dictionaries(st.sampled_from(["tree_metadata", "use_zarr3", "a"]), ANYTHING)
+
+
+@given(st.binary(max_size=50) | TREE.map(lambda value: json.dumps(value).encode()))
+@settings(max_examples=50)
+def test_the_tree_of_a_stranger_is_read_or_refused(strangers, content):
+    crafted, metadata = strangers
+    crafted("_CHECKPOINT_METADATA", json.dumps(metadata).encode())
+    checkpoints = crafted("state/_METADATA", content)
+    target = {"params": {"a": jax.ShapeDtypeStruct((8, 2), jnp.float32)}}
+    with contextlib.suppress(UserError):
+        checkpoints.restore(target)

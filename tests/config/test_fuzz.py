@@ -14,24 +14,8 @@ from t5x_like.config.parse import SHIPPED
 from t5x_like.errors import UserError
 from t5x_like.training.experiment import Experiment
 
-TOKENS = st.sampled_from(
-    [
-        *"AB=+-*/()[]{},:.@%\n#\\",
-        "//",
-        "**",
-        "include",
-        "import",
-        "from",
-        "'x'",
-        '"y"',
-        "1",
-        "2.5",
-        "1e999",
-        "True",
-        "inf",
-    ]
-    + ["None", "Experiment.model", "RunConfig.steps", "RunConfig()", "@RunConfig()", "%A", "%gin.REQUIRED", "'''", "0x"]
-)
+WORDS = "include import from 'x' \"y\" 1 2.5 1e999 True None inf Experiment.model RunConfig.steps @RunConfig() %A 0x"
+TOKENS = st.sampled_from([*"AB=+-*/()[]{},:.@%\n#\\", "//", "**", "%gin.REQUIRED", "'''", *WORDS.split()])
 
 
 def read(path: Path, text: str | bytes):
