@@ -274,6 +274,51 @@ def test_failed_writes_are_reported_and_the_next_save_succeeds(tmp_path, caplog,
     assert (checkpoints.steps(), checkpoints.failures) == ([5], 0)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting needs more rights: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_small_disk_runs_full_and_is_used_again_when_there_is_room(small_disk, monkeypatch):
+    state = {"x": jnp.arange(1 << 18, dtype=jnp.float32)}
+    # The files of others take the room while we write.
+    monkeypatch.setattr(Checkpoints, "_check_space", lambda self, state: None)
+    checkpoints = Checkpoints(small_disk / "checkpoints", CheckpointConfig(keep_last=1))
+    checkpoints.save(1, state, force=True)
+    (small_disk / "others").write_bytes(bytes(1_500_000))
+    for step in (2, 3):
+        checkpoints.save(step, state)
+        checkpoints.wait()
+    assert (checkpoints.steps(), checkpoints.failures) == ([1], 2)
+    assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["1"], "what failed saves left is gone"
+    assert_same_bits(checkpoints.restore(jax.eval_shape(lambda: state)), state)
+    (small_disk / "others").unlink()
+    checkpoints.save(4, state)
+    checkpoints.wait()
+    assert (checkpoints.steps(), checkpoints.failures) == ([4], 0)
+    checkpoints.close()
+
+
+def test_room_is_made_of_damaged_checkpoints(small_disk):
+    state = {"x": jnp.arange(1 << 18, dtype=jnp.float32)}
+    checkpoints = Checkpoints(small_disk, CheckpointConfig(keep_last=1))
+    for step in (1, 2):
+        checkpoints.config = CheckpointConfig(keep_last=2)
+        checkpoints.save(step, state, force=True)
+    flip(small_disk / "2" / "_CHECKPOINT_METADATA")
+    assert checkpoints.newest_good(quarantine=True) == 1
+    checkpoints.save(3, state, force=True)
+    assert sorted(path.name for path in small_disk.iterdir()) == ["1", "3"]
+    checkpoints.close()
+
+
 def test_a_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
     state = {"x": jnp.ones(1 << 20)}
     checkpoints = Checkpoints(tmp_path, ALWAYS)
