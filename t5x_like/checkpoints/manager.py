@@ -29,6 +29,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from t5x_like.checkpoints.integrity import damage, is_complete, write_checksums
+from t5x_like.checkpoints.orbax import no_orbax_chatter, orbax_options, snapshot, with_sharding
 from t5x_like.checkpoints.policy import CheckpointConfig, Record
 from t5x_like.errors import UserError
 from t5x_like.sharding.coordination import wait_for_all
@@ -66,7 +67,7 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         self._saving: Future[None] | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        standard_logging.getLogger("absl").addFilter(_no_orbax_chatter)
+        standard_logging.getLogger("absl").addFilter(no_orbax_chatter)
 
     # Reading
 
@@ -137,6 +138,8 @@ class Checkpoints:
         damaged = []
         for step in reversed(self._directories()):
             complete = is_complete(self._path(step))
+            if not complete and not quarantine:
+                continue  # To a reader, it may be one that is just being finished.
             problems = self.verify(step) if complete else ["it is incomplete (a kill at the end of a save leaves this)"]
             if not problems:
                 logging.info("Checkpoint %d is whole (verified in %.2f s).", step, self.seconds_checking)
@@ -168,8 +171,8 @@ class Checkpoints:
         step = self._existing(self.newest_good() if step is None else step)
         target = _by_name(abstract_state)
         self._check_fits(step, target, partial)
-        placed = {name: _with_sharding(leaf) for name, leaf in target.items()}
-        with _orbax_options():
+        placed = {name: with_sharding(leaf) for name, leaf in target.items()}
+        with orbax_options():
             restored = _by_name(ocp.load(self._path(step), traverse_util.unflatten_dict(placed)))
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in target])
 
@@ -302,10 +305,10 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
             self._check_space(state)
-            with _orbax_options():
+            with orbax_options():
                 # Overwrites: on gs://, where nothing is renamed, the leftovers of a killed save have the final name.
                 # Nobody donates the buffers of a state whose save is waited for.
-                written = _snapshot(state) if self.config.asynchronous else state
+                written = snapshot(state) if self.config.asynchronous else state
                 tree = traverse_util.unflatten_dict(_by_name(written))
                 response = ocp.save_async(self._path(step), tree, custom_metadata=record, overwrite=True)
         except Exception as error:  # Storage drivers raise what they like; training must outlive all of it.
@@ -383,34 +386,3 @@ def _listed(problems: list[str]) -> str:
 
 def _kind(leaf: jax.ShapeDtypeStruct | None) -> str:
     return "nothing" if leaf is None else f"{leaf.dtype.name}{list(leaf.shape)}"
-
-
-def _snapshot(state: PyTree) -> PyTree:
-    """Arrays that may be written at leisure, whatever the next step does with the state's buffers."""
-    if jax.default_backend() != "cpu":
-        return state  # Orbax copies them to host memory before it returns.
-    # On CPU it writes from the buffers themselves: a step that donates them would wait until they are written.
-    return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), state)
-
-
-def _with_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    # Without one, Orbax would ask for the devices that the checkpoint was saved from.
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _orbax_options() -> ocp.Context:
-    options = ocp.Context()
-    # Weights hardly compress (8 %), at twice the processor time per save.
-    options.array.saving.use_compression = False
-    # Orbax's threads wait for a directory that the background cannot make: the process would hang at exit.
-    options.asynchronous.create_directories_asynchronously = False
-    # What was asked for has been compared with what was saved by name before.
-    options.pytree.loading.partial_load = True
-    return options
-
-
-def _no_orbax_chatter(record: standard_logging.LogRecord) -> bool:
-    """Drops Orbax's progress notes, and the tracebacks that its threads log of errors that we report."""
-    from_orbax = "/orbax/checkpoint/" in record.pathname
-    return not from_orbax or (record.levelno >= standard_logging.WARNING and record.filename != "future.py")

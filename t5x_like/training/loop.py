@@ -74,6 +74,10 @@ class Run(NamedTuple):
     watchdog: Watchdog
     goodput: Goodput
 
+    def alarms(self) -> dict[str, int]:
+        """What has gone wrong so far and how often, by name."""
+        return {"failed_saves": self.checkpoints.failures, "rollbacks": len(self.recovery.rollbacks)}
+
 
 def train(
     experiment: Experiment, job: Job, data: Data, directory: RunDirectory, *, allow_changes: Sequence[str] = ()
@@ -105,6 +109,7 @@ def train(
             Goodput(directory.goodput, writes=first, seconds_before=seconds_since_process_start()),
         )
         stack.callback(run.goodput.write, ended=True)
+        run.watchdog.progress()
         compiled = functools.cache(lambda: compile_step(job))
         while True:
             step, state = starting_state(run, allow_changes)
@@ -121,31 +126,23 @@ def train_from(step: int, state: TrainState, run: Run, compiled: Callable[[], Tr
     Raises:
       Fault: if training must go back to the newest checkpoint.
     """
-    (experiment, job, data, directory), settings = run[:4], run.experiment.run
-    checkpoints, goodput = run.checkpoints, run.goodput
+    experiment, job, data, settings = run.experiment, run.job, run.data, run.experiment.run
     with contextlib.ExitStack() as stack:
         reporter = stack.enter_context(
-            Reporter(
-                experiment,
-                job,
-                directory,
-                start_step=step,
-                goodput=goodput,
-                alarms=lambda: {"failed_saves": checkpoints.failures, "rollbacks": len(run.recovery.rollbacks)},
-            )
+            Reporter(experiment, job, run.directory, start_step=step, goodput=run.goodput, alarms=run.alarms)
         )
         history = reporter.validation_history
         if step >= settings.steps or exhausted(experiment, history):
             return Outcome(state, f"nothing to do: the run ended at step {step}", history[-1] if history else None)
 
-        with goodput.during("compile"):
+        with run.goodput.during("compile"):
             train_step = compiled()
         validate = make_validation(job.spec.graphdef, settings.loss, data, job.batch, settings.evaluate_num_batches)
         replicas = ReplicaCheck(job.state.params, job.mesh, settings.guard.compare_replicas_every_steps)
         batch_of = lambda step: data.train.batch(run.recovery.batch_number(step))
         loader = stack.enter_context(Loader(batch_of, step, settings.steps - step))
         reporter.start(step, loader)
-        goodput.enter("step")
+        run.goodput.enter("step")
         for number, batch in device_prefetch(loader, lambda batch: on_devices(batch, job.batch)):
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
@@ -156,30 +153,34 @@ def train_from(step: int, state: TrainState, run: Run, compiled: Callable[[], Tr
             replicas.after_step(step, state.params)
             if step % settings.evaluate_every_steps == 0 or step == settings.steps:
                 reporter.flush()
-                with goodput.during("evaluate"):
+                with run.goodput.during("evaluate"):
                     scores = reporter.attempt("evaluation", validate, state.params if state.ema is None else state.ema)
                 if scores is not None:
                     reporter.validation(step, scores)
-                run.watchdog.progress()
             last = step == settings.steps or run.requests.stop(step) or exhausted(experiment, history)
-            save = run.requests.save(step) or checkpoints.due(step) or last
+            save = run.requests.save(step) or run.checkpoints.due(step) or last
             if save:
                 reporter.flush()
                 run.recovery.check(*reporter.latest)
                 replicas.check_now(step, state.params)
-                goodput.saved(step)
-                manifest = manifest_of(job, data, run.recovery.batch_number(step))
-                with goodput.during("save"):
-                    checkpoints.save(step, state, metrics=scores, manifest=manifest, force=last)
-                run.watchdog.progress()
+                save_state(run, step, state, scores, force=last)
             if save or scores is not None:
                 reporter.restart_clock(step)
+                run.watchdog.progress()
             if last:
                 break
     complete = step == settings.steps or exhausted(experiment, history)
     reason = "complete" if step == settings.steps else "stopped early" if complete else "interrupted"
     scores = history[-1] if history else None
-    return Outcome(state, f"{reason} at step {step}", scores, complete, goodput.describe())
+    return Outcome(state, f"{reason} at step {step}", scores, complete, run.goodput.describe())
+
+
+def save_state(run: Run, step: int, state: TrainState, scores: Scores | None, *, force: bool) -> None:
+    """Starts a save, or with `force` makes it."""
+    manifest = manifest_of(run.job, run.data, run.recovery.batch_number(step))
+    run.goodput.saved(step)
+    with run.goodput.during("save"):
+        run.checkpoints.save(step, state, metrics=scores, manifest=manifest, force=force)
 
 
 def starting_state(run: Run, allow_changes: Sequence[str]) -> tuple[int, TrainState]:
