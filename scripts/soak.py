@@ -9,6 +9,7 @@ the run that was left alone. Exit code 0: they do.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -121,14 +122,15 @@ class Soak:
 
         In steps, not in seconds, so that it means the same on a busy machine; one in ten hits the start itself.
         """
+        leftovers = self._half_written()
         if self._random.random() < 0.1:
             time.sleep(self._random.uniform(0, 5))
         else:
             self._wait_for_steps(supervisor, self._random.randrange(1, 3 * self._options.save_every_steps))
             if in_a_save:
-                self._wait_for_save(supervisor)
+                self._wait_for_save(supervisor, leftovers)
             time.sleep(self._random.uniform(0, 0.03))
-        writing = any((self._model_dir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        writing = bool(self._half_written() - leftovers)
         try:
             os.kill(trainer, signal.SIGKILL)
         except ProcessLookupError:  # It had just ended.
@@ -145,9 +147,17 @@ class Soak:
         while supervisor.poll() is None and last_step(self._model_dir) < begin + steps:
             time.sleep(0.002)
 
-    def _wait_for_save(self, supervisor: subprocess.Popen) -> None:
-        while supervisor.poll() is None and not any((self._model_dir / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
+    def _wait_for_save(self, supervisor: subprocess.Popen, leftovers: set[int]) -> None:
+        while supervisor.poll() is None and not self._half_written() - leftovers:
             time.sleep(0.0005)
+
+    def _half_written(self) -> set[int]:
+        """Inodes of checkpoints that are being written, or were when a kill came."""
+        found = set()
+        for path in (self._model_dir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+            with contextlib.suppress(FileNotFoundError):  # Complete by now.
+                found.add(path.stat().st_ino)
+        return found
 
 
 def last_step(model_dir: Path) -> int:

@@ -125,7 +125,10 @@ def _read(path: Path) -> list[Rollback]:
     if not path.exists():
         return []
     try:
-        rollbacks = [Rollback(**entry) for entry in json.loads(path.read_text())]
+        entries = json.loads(path.read_text())
+        if not isinstance(entries, list):
+            raise ValueError("it is no list")
+        rollbacks = [Rollback(**entry) for entry in entries]
         if not all(type(number) is int and number >= 0 for r in rollbacks for number in (r.to_step, r.skipped_batches)):
             raise ValueError("a step is no number")
     except (OSError, ValueError, TypeError, RecursionError) as error:
