@@ -21,6 +21,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from flax import traverse_util
+
+from t5x_like.checkpoints.manager import Checkpoints
+from t5x_like.checkpoints.policy import CheckpointConfig
 
 TOP = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -173,27 +177,25 @@ def last_step(model_dir: Path) -> int:
 
 def differences(whole: Path, killed: Path) -> list[str]:
     """What is not equal: records of metrics (without those of speed), or arrays of the last checkpoint."""
-    # Here, not above: the trainers need the memory, and this process no JAX until now.
-    from orbax.checkpoint import v1 as ocp
-
     problems = []
     traces = [trace(path) for path in (whole, killed)]
     if traces[0] != traces[1]:
         first = next((i for i, pair in enumerate(zip(*traces, strict=False)) if pair[0] != pair[1]), "the end")
         problems.append(f"the traces differ from record {first} on")
-    newest = [max((path / "checkpoints").iterdir(), key=lambda path: int(path.name)) for path in (whole, killed)]
-    if newest[0].name != newest[1].name:
-        return [*problems, f"the last checkpoints are {newest[0].name} and {newest[1].name}"]
-    trees = [flat(ocp.load(path)) for path in newest]
-    unequal = [name for name in trees[0] if trees[0][name].tobytes() != trees[1][name].tobytes()]
-    return problems + [f"{name} differs" for name in unequal]
+    states = [last_state(path) for path in (whole, killed)]
+    if set(states[0]) != set(states[1]):
+        return [*problems, "the last checkpoints are of other steps or arrays"]
+    return problems + [f"{name} differs" for name in states[0] if states[0][name] != states[1][name]]
 
 
-def flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
-    result = {}
-    for name, value in tree.items():
-        result |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: np.asarray(value)}
-    return result
+def last_state(model_dir: Path) -> dict[str, bytes]:
+    """Every array of the last checkpoint, verified, by step and name."""
+    checkpoints = Checkpoints(model_dir / "checkpoints", CheckpointConfig())
+    step = checkpoints.newest_good()
+    arrays = checkpoints.restore(traverse_util.unflatten_dict(checkpoints.arrays(step)), step)
+    return {
+        f"{step}/{'/'.join(name)}": np.asarray(x).tobytes() for name, x in traverse_util.flatten_dict(arrays).items()
+    }
 
 
 def trace(model_dir: Path) -> list[dict]:
