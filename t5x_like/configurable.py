@@ -1,7 +1,9 @@
-"""The decorator that makes a class part of a run's configuration."""
+"""The decorator that makes a class part of a run's configuration, and such objects as plain data."""
 
 import dataclasses
-from typing import TypeVar, dataclass_transform
+import enum
+import json
+from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
@@ -24,3 +26,26 @@ def configurable(cls: type[T]) -> type[T]:
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     REGISTRY[cls.__name__] = cls
     return cls
+
+
+def to_dict(value: Any) -> Any:
+    """Returns an object of the run as plain nested dicts, each naming its class; equal objects give equal dicts."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, list | tuple):
+        return [to_dict(item) for item in value]
+    return value.name if isinstance(value, enum.Enum) else value
+
+
+def difference(old: Any, new: Any, path: str = "") -> list[str]:
+    """Lists where two results of `to_dict` differ: "model.stack.num_layers: 12 -> 24"."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [f"{path}: {_shown(old)} -> {_shown(new)}"]
+    names = [*old, *(name for name in new if name not in old)]
+    prefix = f"{path}." if path else ""
+    return [line for name in names for line in difference(old.get(name), new.get(name), f"{prefix}{name}")]
+
+
+def _shown(value: Any) -> str:
+    return value["class"] if isinstance(value, dict) else json.dumps(value)

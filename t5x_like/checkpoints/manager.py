@@ -1,73 +1,59 @@
-"""Checkpoints of a run: saved in the background, whole or not at all, restored on any mesh.
+"""Checkpoints of a run: saved in the background, whole or not at all, verified, restored on any mesh.
 
 A checkpoint is a directory STEP, written by Orbax: the state's arrays as a nested dict under `state/`, and a JSON
 record (metrics, manifest) that is committed with them. The list of checkpoints is always read from disk:
-    STEP/commit_success.txt     a complete one
+    STEP/checksums-0-of-1.json  a complete one (with several processes: a file of each); see `integrity`
+    STEP                        without them: killed at the very end of a save
     STEP.orbax-checkpoint-tmp   one being written; renamed to STEP when complete
     STEP.deleted                one being deleted
+    STEP.damaged                one that failed verification, for a person to look at; the newest of them stays
 Whatever kills the process, the list holds only complete checkpoints, and the next save sweeps the leftovers.
 """
 
+import itertools
 import logging as standard_logging
-import math
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from t5x_like.configurable import configurable
+from t5x_like.checkpoints.integrity import damage, is_complete, write_checksums
+from t5x_like.checkpoints.orbax import no_orbax_chatter, orbax_options, snapshot, with_sharding
+from t5x_like.checkpoints.policy import CheckpointConfig, Record
 from t5x_like.errors import UserError
+from t5x_like.sharding.coordination import wait_for_all
 
 Name = tuple[str, ...]
 
-COMMITTED = "commit_success.txt"
 TEMPORARY = ".orbax-checkpoint-tmp"
 DELETED = ".deleted"
+DAMAGED = ".damaged"
 
-
-@configurable
-class CheckpointConfig:
-    """When the state is saved, and which checkpoints stay.
-
-    Attributes:
-      save_every_steps: steps between checkpoints; the last step of a run is saved as well.
-      keep_last: number of newest checkpoints that stay.
-      keep_best: number of checkpoints that stay for their `best_metric`, beside the newest ones; 0: none.
-      best_metric: validation metric that ranks checkpoints; one saved at a step without evaluation has no rank.
-      best_mode: whether the lowest (min) or the highest (max) value is best.
-      asynchronous: writes in the background, from a snapshot of the state in host memory; else training waits.
-    """
-
-    save_every_steps: int = 1000
-    keep_last: int = 2
-    keep_best: int = 0
-    best_metric: str = "loss"
-    best_mode: Literal["min", "max"] = "min"
-    asynchronous: bool = True
-
-    def __post_init__(self):
-        for name, least in (("save_every_steps", 1), ("keep_last", 1), ("keep_best", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"CheckpointConfig.{name} is {getattr(self, name)}: it must be at least {least}.")
+_numbers = itertools.count()
+"""Names for what all processes wait for; they make the same calls, so they count alike."""
 
 
 class Checkpoints:
     """The checkpoints in one directory, local or `gs://`.
 
     Reading changes nothing on disk, so evaluation may read what a running training writes. Only the holder of the run
-    directory's lock may save. In a run of several processes, each makes the same calls.
+    directory's lock may save and quarantine. In a run of several processes, each makes the same calls.
 
     Attributes:
       directory: where the checkpoints are.
       failures: number of saves that failed since the last one that succeeded.
+      seconds_checking: time that the last save or verification spent on checksums.
     """
 
     def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig):
@@ -76,24 +62,25 @@ class Checkpoints:
         self.directory = epath.Path(directory if "://" in directory else os.path.abspath(directory))
         self.config = config
         self.failures = 0
+        self.seconds_checking = 0.0
         self._error = ""
+        self._saved_at = time.monotonic()
         self._saving: Future[None] | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        standard_logging.getLogger("absl").addFilter(_no_orbax_chatter)
+        standard_logging.getLogger("absl").addFilter(no_orbax_chatter)
 
     # Reading
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        names = [path.parent.name for path in self.directory.glob(f"*/{COMMITTED}")]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return [step for step in self._directories() if is_complete(self._path(step))]
 
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
         """The step with the best value of the configured metric; None if none has one."""
-        return next(iter(self._ranked()), None)
+        return next(iter(self.config.ranked(self._records())), None)
 
     def manifest(self, step: int | None = None) -> dict[str, Any]:
         """The manifest given to `save`, of the newest step unless told otherwise."""
@@ -105,15 +92,74 @@ class Checkpoints:
 
     def arrays(self, step: int | None = None) -> dict[Name, jax.ShapeDtypeStruct]:
         """Shape and dtype of every saved array by name, e.g. ("params", "decoder", ...), without reading values."""
-        saved = ocp.metadata(self._path(self._existing(step))).metadata
-        return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _by_name(saved).items()}
+        path = self._path(self._existing(step))
+        try:
+            saved = ocp.metadata(path).metadata
+            return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _by_name(saved).items()}
+        except Exception as error:  # Orbax raises what its parsers raise.
+            raise UserError(f"Checkpoint {path} cannot be read, it is damaged or not from here: {error!r}.") from error
+
+    def verify(self, step: int) -> list[str]:
+        """Compares every file of a checkpoint with its checksum, the processes sharing the work.
+
+        Returns:
+          What is wrong, a line each; empty if nothing is.
+        """
+        start = time.perf_counter()
+        try:
+            problems = damage(self._path(step), jax.process_index(), jax.process_count())
+        except OSError as error:
+            problems = [f"it cannot be read: {error}"]
+        self.seconds_checking = time.perf_counter() - start
+        if jax.process_count() > 1:
+            found = multihost_utils.process_allgather(np.int32(len(problems)))
+            problems = problems or [f"process {index} found damage" for index in np.flatnonzero(found)]
+        return problems
+
+    def check(self, step: int) -> int:
+        """Returns the step if its checkpoint is whole.
+
+        Raises:
+          UserError: if there is none, or it is damaged.
+        """
+        if problems := self.verify(self._existing(step)):
+            raise UserError(f"Checkpoint {self._path(step)} is damaged: {_listed(problems)}. Choose another step.")
+        return step
+
+    def newest_good(self, *, quarantine: bool = False) -> int | None:
+        """The newest checkpoint that is whole; None if there never was one.
+
+        Args:
+          quarantine: renames damaged checkpoints on the way to STEP.damaged; only for the holder of the lock.
+
+        Raises:
+          UserError: if there are checkpoints but all are damaged.
+        """
+        damaged = []
+        for step in reversed(self._directories()):
+            complete = is_complete(self._path(step))
+            if not complete and not quarantine:
+                continue  # To a reader, it may be one that is just being finished.
+            problems = self.verify(step) if complete else ["it is incomplete (a kill at the end of a save leaves this)"]
+            if not problems:
+                logging.info("Checkpoint %d is whole (verified in %.2f s).", step, self.seconds_checking)
+                return step
+            if complete:
+                damaged.append(step)
+            self._report_damage(step, problems, quarantine)
+        if damaged:
+            raise UserError(
+                f"All checkpoints in {self.directory} are damaged ({', '.join(map(str, damaged))}): bring back a copy "
+                "of one of them, or start a new run with another MODEL_DIR."
+            )
+        return None
 
     def restore(self, abstract_state: PyTree, step: int | None = None, *, partial: bool = False) -> PyTree:
         """Reads a checkpoint into the structure and shardings asked for, whatever mesh it was saved on.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct`; a leaf without sharding goes to the first local device.
-          step: which checkpoint; None: the newest.
+          step: which checkpoint, known to be whole (see `newest_good`, `verify`); None: the newest that is.
           partial: the tree may be a part of what was saved, e.g. `{"params": ...}`.
 
         Returns:
@@ -122,16 +168,21 @@ class Checkpoints:
         Raises:
           UserError: if there is no such checkpoint, or names, shapes or dtypes differ (nothing is read then).
         """
-        step = self._existing(step)
+        step = self._existing(self.newest_good() if step is None else step)
         target = _by_name(abstract_state)
         self._check_fits(step, target, partial)
-        placed = {name: _with_sharding(leaf) for name, leaf in target.items()}
-        with _orbax_options():
+        placed = {name: with_sharding(leaf) for name, leaf in target.items()}
+        with orbax_options():
             restored = _by_name(ocp.load(self._path(step), traverse_util.unflatten_dict(placed)))
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in target])
 
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
+
+    def _directories(self) -> list[int]:
+        """Steps of which there is anything under the final name, ascending."""
+        names = [path.name for path in self.directory.iterdir()] if self.directory.exists() else []
+        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
     def _existing(self, step: int | None) -> int:
         steps = self.steps()
@@ -142,15 +193,38 @@ class Checkpoints:
             raise UserError(f"There is no checkpoint of step {step} in {self.directory}: choose one of {listed}.")
         return steps[-1] if step is None else step
 
-    def _record(self, step: int) -> dict[str, Any]:
-        return ocp.metadata(self._path(step)).custom_metadata
+    def _record(self, step: int) -> Record:
+        try:
+            record = ocp.metadata(self._path(step)).custom_metadata
+            if not isinstance(record["manifest"], dict) or not isinstance(record.get("time", 0.0), float):
+                raise TypeError("its record is of another form")
+            return record | {"metrics": {name: float(value) for name, value in record["metrics"].items()}}
+        except Exception as error:  # Orbax raises what its parsers raise.
+            raise UserError(
+                f"The record of checkpoint {self._path(step)} cannot be read, is damaged or not from here: {error!r}."
+            ) from error
 
-    def _ranked(self) -> list[int]:
-        """Steps that have the configured metric, best first; of equals the newest."""
-        values = {step: self._record(step)["metrics"].get(self.config.best_metric, math.nan) for step in self.steps()}
-        sign = 1 if self.config.best_mode == "min" else -1
-        finite = [step for step, value in values.items() if math.isfinite(value)]
-        return sorted(finite, key=lambda step: (sign * values[step], -step))
+    def _records(self) -> dict[int, Record]:
+        records = {}
+        for step in self.steps():
+            try:
+                records[step] = self._record(step)
+            except UserError as error:
+                # It has no rank, but it stays while it is among the newest.
+                logging.warning("%s", error)
+                records[step] = {"metrics": {}, "manifest": {}}
+        return records
+
+    def _report_damage(self, step: int, problems: list[str], quarantine: bool) -> None:
+        place = self.directory / f"{step}{DAMAGED}"
+        kept = f" It is kept as {place}." if quarantine else ""
+        logging.warning("Checkpoint %d is damaged and not used: %s.%s", step, _listed(problems), kept)
+        if quarantine and jax.process_index() == 0:
+            if place.exists():
+                place.rmtree()
+            self._path(step).rename(place)
+        if quarantine:
+            wait_for_all(f"quarantined/{next(_numbers)}")
 
     def _check_fits(self, step: int, target: dict[Name, jax.ShapeDtypeStruct], partial: bool) -> None:
         saved = self.arrays(step)
@@ -166,6 +240,15 @@ class Checkpoints:
 
     # Writing
 
+    def due(self, step: int) -> bool:
+        """True if the schedule of steps says so; that of minutes is `overdue`."""
+        return step % self.config.save_every_steps == 0
+
+    def overdue(self) -> bool:
+        """True if the last save is older than `save_every_minutes`, in this process."""
+        minutes = self.config.save_every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
     def save(
         self,
         step: int,
@@ -174,28 +257,27 @@ class Checkpoints:
         manifest: dict[str, Any] | None = None,
         force: bool = False,
     ) -> None:
-        """Saves the state if this step is due, and keeps only the checkpoints that the configuration names.
+        """Saves the state, and keeps only the checkpoints that the configuration names.
 
         Waits for a save still running, takes a snapshot of the state and returns: the next step may donate its buffers.
-        A save that fails (disk full, ...) is logged and counted in `failures`; older checkpoints are untouched. A step
-        that is already saved is left as it is.
+        A save that fails (disk full, ...) is logged and counted in `failures`; older checkpoints are untouched, what it
+        left is removed, and the next save is made afresh. A step that is already saved is left as it is.
 
         Args:
           step: number of finished optimizer steps.
           state: tree of `jax.Array`.
           metrics: validation metrics at this step, for `keep_best`.
           manifest: JSON-able facts to keep with the state, e.g. fingerprints of configuration and data.
-          force: saves whether due or not, and returns when it is on disk.
+          force: returns when it is on disk.
 
         Raises:
           UserError: with `force` only, if the state could not be saved.
         """
-        if not force and step % self.config.save_every_steps:
-            return
         self.wait()
+        self._saved_at = time.monotonic()
         if step not in self.steps():
             values = {name: float(value) for name, value in (metrics or {}).items()}
-            self._start(step, state, {"metrics": values, "manifest": manifest or {}})
+            self._start(step, state, {"metrics": values, "manifest": manifest or {}, "time": time.time()})
         if force or not self.config.asynchronous:
             self.wait()
         if force and step not in self.steps():
@@ -217,33 +299,36 @@ class Checkpoints:
         self.wait()
         self._executor.shutdown()
 
-    def _start(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
+    def _start(self, step: int, state: PyTree, record: Record) -> None:
         """Takes a snapshot of the state and starts writing it."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
             self._check_space(state)
-            with _orbax_options():
+            with orbax_options():
                 # Overwrites: on gs://, where nothing is renamed, the leftovers of a killed save have the final name.
                 # Nobody donates the buffers of a state whose save is waited for.
-                written = _snapshot(state) if self.config.asynchronous else state
+                written = snapshot(state) if self.config.asynchronous else state
                 tree = traverse_util.unflatten_dict(_by_name(written))
                 response = ocp.save_async(self._path(step), tree, custom_metadata=record, overwrite=True)
-        except OSError as error:
-            self._failed(step, error)
-        else:
-            self._saving = self._executor.submit(self._finish, step, response)
-
-    def _finish(self, step: int, response: ocp.AsyncResponse[None]) -> None:
-        """Runs in the background: waits for the write, then deletes what need not stay."""
-        try:
-            response.result()
         except Exception as error:  # Storage drivers raise what they like; training must outlive all of it.
             self._failed(step, error)
         else:
+            self._saving = self._executor.submit(self._finish, step, response, next(_numbers))
+
+    def _finish(self, step: int, response: ocp.AsyncResponse[None], number: int) -> None:
+        """Runs in the background: waits for the write, marks it complete, then deletes what need not stay."""
+        try:
+            response.result()
+            start = time.perf_counter()
+            write_checksums(self._path(step), jax.process_index(), jax.process_count())
+            self.seconds_checking = time.perf_counter() - start
+            wait_for_all(f"saved/{number}")
+        except Exception as error:
+            self._failed(step, error)
+        else:
             self.failures = 0
-            if jax.process_index() == 0:
-                self._prune()
+            self._prune()
 
     def _failed(self, step: int, error: Exception) -> None:
         self.failures += 1
@@ -261,18 +346,18 @@ class Checkpoints:
         if "://" in str(self.directory) or jax.process_count() > 1:
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if needed > shutil.disk_usage(self.directory).free:
+            self._sweep(keep_damaged=0)
         free = shutil.disk_usage(self.directory).free
         if needed > free:
             raise OSError(f"it needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free")
 
     def _prune(self) -> None:
-        steps = self.steps()
-        kept = steps[-self.config.keep_last :]
-        if self.config.keep_best:
-            kept += self._ranked()[: self.config.keep_best]
-        self._sweep(set(steps) - set(kept))
+        if jax.process_index() == 0:
+            records = self._records()
+            self._sweep(set(records) - self.config.kept(records))
 
-    def _sweep(self, dropped: Iterable[int] = ()) -> None:
+    def _sweep(self, dropped: Iterable[int] = (), keep_damaged: int = 1) -> None:
         """Deletes these steps, and what killed or failed saves and deletions left; only while no save is running."""
         if jax.process_index() != 0:
             return
@@ -280,9 +365,11 @@ class Checkpoints:
             for step in dropped:
                 # Renamed first: a kill in mid-deletion must not leave half a checkpoint in the list.
                 self._path(step).rename(self.directory / f"{step}{DELETED}")
-            for pattern in (f"*{TEMPORARY}*", f"*{DELETED}"):
-                for path in self.directory.glob(pattern):
-                    path.rmtree()
+            damaged = sorted(self.directory.glob(f"[0-9]*{DAMAGED}"), key=lambda path: int(path.stem))
+            leftovers = [path for pattern in (f"*{TEMPORARY}*", f"*{DELETED}") for path in self.directory.glob(pattern)]
+            leftovers += [self._path(step) for step in self._directories() if not is_complete(self._path(step))]
+            for path in [*leftovers, *damaged[: len(damaged) - keep_damaged]]:
+                path.rmtree()
         except OSError as error:
             logging.warning("Old files in %s could not be deleted: %s.", self.directory, error)
 
@@ -293,36 +380,9 @@ def _by_name(tree: PyTree) -> dict[Name, Any]:
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
 
 
+def _listed(problems: list[str]) -> str:
+    return "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+
+
 def _kind(leaf: jax.ShapeDtypeStruct | None) -> str:
     return "nothing" if leaf is None else f"{leaf.dtype.name}{list(leaf.shape)}"
-
-
-def _snapshot(state: PyTree) -> PyTree:
-    """Arrays that may be written at leisure, whatever the next step does with the state's buffers."""
-    if jax.default_backend() != "cpu":
-        return state  # Orbax copies them to host memory before it returns.
-    # On CPU it writes from the buffers themselves: a step that donates them would wait until they are written.
-    return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), state)
-
-
-def _with_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    # Without one, Orbax would ask for the devices that the checkpoint was saved from.
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _orbax_options() -> ocp.Context:
-    options = ocp.Context()
-    # Weights hardly compress (8 %), at twice the processor time per save.
-    options.array.saving.use_compression = False
-    # Orbax's threads wait for a directory that the background cannot make: the process would hang at exit.
-    options.asynchronous.create_directories_asynchronously = False
-    # What was asked for has been compared with what was saved by name before.
-    options.pytree.loading.partial_load = True
-    return options
-
-
-def _no_orbax_chatter(record: standard_logging.LogRecord) -> bool:
-    """Drops Orbax's progress notes, and the tracebacks that its threads log of errors that we report."""
-    from_orbax = "/orbax/checkpoint/" in record.pathname
-    return not from_orbax or (record.levelno >= standard_logging.WARNING and record.filename != "future.py")

@@ -27,6 +27,8 @@ class RunDirectory:
       config: the configuration and the environment (versions, devices, ...), in JSON.
       data: directory of what data preparation keeps, e.g. a trained tokenizer.
       tensorboard: directory of TensorBoard events.
+      goodput: where the time went, by cause, in JSON.
+      rollbacks: returns to a checkpoint, with the data left out, in JSON.
       model_config: of an imported model, in gin, to be included by a run file.
       huggingface: of an imported model, `config.json` and the tokenizer's files as they were.
     """
@@ -40,6 +42,8 @@ class RunDirectory:
         self.config = self.path / "config.json"
         self.data = self.path / "data"
         self.tensorboard = self.path / "tensorboard"
+        self.goodput = self.path / "goodput.json"
+        self.rollbacks = self.path / "rollbacks.json"
         self.model_config = self.path / "model.gin"
         self.huggingface = self.path / "huggingface"
 
@@ -65,7 +69,8 @@ class RunDirectory:
             raise UserError(
                 f"MODEL_DIR {self.path} holds a run with another configuration:\n  "
                 + "\n  ".join(differences)
-                + "\nContinue it with its own configuration (operative_config.gin there), or choose another MODEL_DIR."
+                + "\nContinue it with its own configuration (operative_config.gin there), choose another MODEL_DIR, or "
+                "accept differences by name: --allow_changes=PATH,..."
             )
 
     @contextlib.contextmanager

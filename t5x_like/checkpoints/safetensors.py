@@ -57,8 +57,12 @@ def open_tensors(directory: Path) -> dict[str, StoredTensor]:
         return {name: tensor for path in paths for name, tensor in _read_header(path).items()}
     try:
         files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        files.values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is damaged, no `weight_map` can be read: {error}.") from error
+    outside = [str(file) for file in files.values() if Path(str(file)).name != file]
+    if outside:
+        raise UserError(f"{index} names {outside[0]}, which is no file of its own directory: copy the files again.")
     headers = {file: _read_header(directory / file) for file in sorted(set(files.values()))}
     absent = [name for name, file in files.items() if name not in headers[file]]
     if absent:
@@ -79,7 +83,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in entries.items()}
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing, although the index names it: copy the files again.") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is truncated or is no safetensors file: copy it again.") from error
@@ -94,6 +98,8 @@ def _stored(path: Path, name: str, entry: dict[str, Any], start: int) -> StoredT
     if entry["dtype"] not in DTYPES:
         raise UserError(f"{path}: {name} is {entry['dtype']}: only weights of {', '.join(DTYPES)} can be converted.")
     dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(f"{name} has a size or a place that is no number")
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has {end - begin} bytes")
     return StoredTensor(path, dtype, shape, start + begin)

@@ -14,8 +14,12 @@ from absl import flags
 from t5x_like.config import Config, explain, parse_config, print_config
 from t5x_like.config.parse import SHIPPED
 from t5x_like.errors import UserError
+from t5x_like.sharding.coordination import leave
 
 T = TypeVar("T")
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""Excludes operations whose order of additions varies, and the autotuning that may choose another kernel each time."""
 
 
 def run(
@@ -39,6 +43,9 @@ def run(
         if values.help:
             print(_help(command, values))
             return 0
+        if values.deterministic:
+            # XLA reads its flags when a device is first asked for.
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
         if values.num_cpu_devices is not None:
             _use_cpu_devices(values.num_cpu_devices)
         for module in values.plugin:
@@ -46,9 +53,15 @@ def run(
         return command(values) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        if jax.distributed.is_initialized():
+            leave(error, code=2)
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if jax.distributed.is_initialized():
+            leave(error)
+        raise
 
 
 def configured(values: flags.FlagValues, root: type[T]) -> tuple[Config, T] | None:
@@ -77,6 +90,12 @@ def _define_shared_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer(
         "num_cpu_devices", None, "Run on the CPU, as this many virtual devices.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "On a GPU, use only operations that give the same bits in every run (slower); CPU and TPU always do.",
+        flag_values=values,
     )
     flags.DEFINE_bool("print_config", False, "Print all values with their origins, and stop.", flag_values=values)
     flags.DEFINE_string("explain", None, "Explain a class, a Class.field or a macro, and stop.", flag_values=values)

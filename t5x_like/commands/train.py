@@ -1,23 +1,27 @@
 """`t5x_like train`: trains a model, or resumes its training."""
 
+import functools
 import json
+import sys
 from collections.abc import Sequence
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.commands.dry_run import dry_run
+from t5x_like.commands.supervise import supervise
 from t5x_like.commands.trained import Trained, continue_texts, writes_text, written
-from t5x_like.config import difference, save_run_config, to_dict
+from t5x_like.config import save_run_config
+from t5x_like.configurable import difference, to_dict
 from t5x_like.data.build import Data, build_data
 from t5x_like.decoding.sampling import Sampling
 from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.loop import Outcome, train
-from t5x_like.training.setup import set_up
+from t5x_like.training.setup import Job, set_up
 
 CHANGEABLE = (
     "mesh",
@@ -27,6 +31,8 @@ CHANGEABLE = (
     "run.early_stopping",
     "run.evaluate_every_steps",
     "run.evaluate_num_batches",
+    "run.guard",
+    "run.initialize_from",
     "run.logging",
     "run.model_dir",
     "run.num_microbatches",
@@ -36,60 +42,80 @@ CHANGEABLE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(command, argv, define_flags)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(functools.wraps(command)(lambda values: command(values, arguments)), argv, define_flags)
 
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "dry_run", False, "Print parameters, memory, mesh and tokens per step; train nothing.", flag_values=values
     )
+    flags.DEFINE_list(
+        "allow_changes",
+        [],
+        "Parts of the configuration that may differ from those of the run that is resumed, e.g. data,run.seed.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "restarts",
+        0,
+        "Train in a process of its own, and start it again after a crash or a hang, at most so many times in a row "
+        "without a new checkpoint.",
+        lower_bound=0,
+        flag_values=values,
+    )
 
 
-def command(values: flags.FlagValues) -> None:
+def command(values: flags.FlagValues, arguments: Sequence[str]) -> int | None:
     """Trains a model, or resumes its training: the same command with the same MODEL_DIR goes on where it stopped."""
     configured = cli.configured(values, Experiment)
     if configured is None:
-        return
+        return None
     config, experiment = configured
     if values.dry_run:
         print(dry_run(experiment))
-        return
+        return None
     directory = RunDirectory(experiment.run.model_dir)
+    if values.restarts:
+        return supervise(["train", *arguments], directory, values.restarts)
     with directory.writing():
-        directory.check_same_experiment(forbidden_changes(directory, experiment))
+        directory.check_same_experiment(forbidden_changes(directory, experiment, values.allow_changes))
         mesh = build_mesh(experiment.mesh)
         data = build_data(experiment.data, directory.data)
         job = set_up(experiment, mesh, data.tokenizer.vocab_size)
         save_run_config(directory.path, config, experiment)
         print(data.describe(), job.describe(), sep="\n")
-        outcome = train(experiment, job, data, directory)
+        outcome = train(experiment, job, data, directory, allow_changes=values.allow_changes)
         print(summary(experiment, outcome, directory))
-        logs = experiment.run.logging
-        if outcome.complete and logs.sample_tokens and writes_text(experiment.model):
-            params = outcome.state.params if outcome.state.ema is None else outcome.state.ema
-            model = Trained(
-                experiment, directory, mesh, job.spec.graphdef, params, data.tokenizer, int(outcome.state.step)
-            )
-            print(f"\nA sample:\n\n{sample(model, data)}")
+        if outcome.complete and experiment.run.logging.sample_tokens and writes_text(experiment.model):
+            try:
+                print(sample(experiment, job, data, directory, outcome))
+            except Exception:  # The run is complete and saved: whatever a sample stumbles over is no failure of it.
+                logging.exception("No sample could be drawn.")
+    return None
 
 
-def sample(model: Trained, data: Data) -> str:
-    """What a trained model writes, behind what it was given."""
-    logs = model.experiment.run.logging
+def sample(experiment: Experiment, job: Job, data: Data, directory: RunDirectory, outcome: Outcome) -> str:
+    """What the trained model writes."""
+    logs, state = experiment.run.logging, outcome.state
+    params = state.params if state.ema is None else state.ema
+    model = Trained(experiment, directory, job.mesh, job.spec.graphdef, params, data.tokenizer, int(state.step))
     options = {
         "max_new_tokens": logs.sample_tokens,
         "sampling": Sampling(temperature=0.8),
-        "seed": model.experiment.run.seed,
+        "seed": experiment.run.seed,
     }
-    if isinstance(model.experiment.model, EncoderDecoderConfig) and not logs.sample_prompt:
+    if isinstance(experiment.model, EncoderDecoderConfig) and not logs.sample_prompt:
         row = data.validation.batch(0, slice(0, 1))
         is_input = row.get("encoder_segment_ids", np.ones_like(row["encoder_input_tokens"]))[0] == 1
         tokens = row["encoder_input_tokens"][0][is_input]
-        return f"{model.tokenizer.decode(tokens)}\n\n-> {written(model, [tokens.tolist()], **options)[0]}"
-    return logs.sample_prompt + continue_texts(model, [logs.sample_prompt], **options)[0]
+        text = f"{model.tokenizer.decode(tokens)}\n\n-> {written(model, [tokens.tolist()], **options)[0]}"
+    else:
+        text = logs.sample_prompt + continue_texts(model, [logs.sample_prompt], **options)[0]
+    return f"\nA sample:\n\n{text}"
 
 
-def forbidden_changes(directory: RunDirectory, experiment: Experiment) -> list[str]:
+def forbidden_changes(directory: RunDirectory, experiment: Experiment, allow_changes: Sequence[str] = ()) -> list[str]:
     """Differences to the run in the directory that resuming does not allow; empty for a new run."""
     if not directory.config.exists():
         return []
@@ -97,7 +123,7 @@ def forbidden_changes(directory: RunDirectory, experiment: Experiment) -> list[s
     return [
         line
         for line in difference(saved, to_dict(experiment))
-        if not any(line.startswith((f"{path}:", f"{path}.")) for path in CHANGEABLE)
+        if not any(line.startswith((f"{path}:", f"{path}.")) for path in [*CHANGEABLE, *allow_changes])
     ]
 
 
@@ -114,6 +140,8 @@ def summary(experiment: Experiment, outcome: Outcome, directory: RunDirectory) -
         }
         shown = [text.format(scores[name]) for name, text in formats.items() if name in scores]
         lines.append(f"Validation: {', '.join(shown)}")
+    if outcome.time:
+        lines.append(outcome.time)
     lines.append(f"Curves: {directory.loss_plot}; metrics: {directory.metrics}; checkpoints: {directory.checkpoints}")
     if not outcome.complete:
         lines.append("The same command resumes it.")

@@ -80,17 +80,17 @@ def restore_params(
 
 
 def chosen_step(checkpoints: Checkpoints, wanted: str) -> int | None:
-    """The step that --step names; None: the newest, which restoring then requires to exist."""
+    """The step that --step names, its checkpoint verified; None: there is none at all, as restoring will say."""
     if wanted == "latest":
-        return checkpoints.latest_step()
+        return checkpoints.newest_good()
     if wanted == "best":
         best = checkpoints.best_step()
         if best is None:
             raise UserError(f"--step=best: no checkpoint in {checkpoints.directory} was evaluated; use --step=latest.")
-        return best
+        return checkpoints.check(best)
     if not wanted.isdecimal():
         raise UserError(f"--step={wanted}: give a number, `latest` or `best`.")
-    return int(wanted)
+    return checkpoints.check(int(wanted))
 
 
 def continue_texts(

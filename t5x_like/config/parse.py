@@ -112,6 +112,8 @@ def _statements(text: str, shown: str) -> Iterator[Any]:
     except tokenize.TokenError:
         # Its words differ between versions of Python.
         raise ConfigError(f"{shown}: the file ends inside a value: is a bracket or a quote left open?") from None
+    except RecursionError:
+        raise ConfigError(f"{shown}: a value is nested too deeply") from None
 
 
 class _Delegate(config_parser.ParserDelegate):

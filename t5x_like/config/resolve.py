@@ -69,7 +69,10 @@ class Config:
         Raises:
           ConfigError: names all that is wrong: unknown names, missing values, wrong types, bindings without effect.
         """
-        return self.resolve(root)[0].instance
+        try:
+            return self.resolve(root)[0].instance
+        except RecursionError:
+            raise ConfigError("the configuration is nested too deeply: macros refer to macros without end") from None
 
     def resolve(self, root: type) -> list[Node]:
         """As `build`, but returns the nodes of all objects, the root's first."""
@@ -241,6 +244,8 @@ class _Builder:
             if value.operator == "**" and abs(right) > 100:
                 # An int grows without end: 9 ** 9 ** 9 would not return.
                 raise ArithmeticError("an exponent is at most 100")
+            if type(left) is int and type(right) is int and left.bit_length() + right.bit_length() > 1000:
+                raise ArithmeticError("numbers are at most 1000 bits long")
             return _OPERATORS[value.operator](left, right)
         except ArithmeticError as error:
             shown = f"{unparse(left)} {value.operator} {unparse(right)}"

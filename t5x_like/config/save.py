@@ -1,11 +1,7 @@
 """Records a run: `operative_config.gin`, which rebuilds it, and `config.json`, which describes it."""
 
-import dataclasses
 import datetime
-import enum
-import importlib.metadata
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +15,9 @@ from t5x_like.checkpoints.run_directory import write_atomic
 from t5x_like.config.bindings import Bindings, Reference, macros_in, unparse
 from t5x_like.config.check import default_of, fields_of
 from t5x_like.config.resolve import Config, Node, has_objects
+from t5x_like.configurable import to_dict
 from t5x_like.errors import UserError
+from t5x_like.training.manifest import versions
 
 
 def operative_config_text(config: Config, root: type) -> str:
@@ -108,29 +106,6 @@ def _objects(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _objects(part, f"{path}.{field}" if path else field)
 
 
-def to_dict(value: Any) -> Any:
-    """Returns an object of the run as plain nested dicts, each naming its class; equal objects give equal dicts."""
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
-    if isinstance(value, list | tuple):
-        return [to_dict(item) for item in value]
-    return value.name if isinstance(value, enum.Enum) else value
-
-
-def difference(old: Any, new: Any, path: str = "") -> list[str]:
-    """Lists where two results of `to_dict` differ: "model.stack.num_layers: 12 -> 24"."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return [] if old == new else [f"{path}: {_shown(old)} -> {_shown(new)}"]
-    names = [*old, *(name for name in new if name not in old)]
-    prefix = f"{path}." if path else ""
-    return [line for name in names for line in difference(old.get(name), new.get(name), f"{prefix}{name}")]
-
-
-def _shown(value: Any) -> str:
-    return value["class"] if isinstance(value, dict) else json.dumps(value)
-
-
 def save_run_config(directory: str | Path, config: Config, experiment: Any) -> None:
     """Writes `operative_config.gin` and `config.json` into the run directory; neither is ever seen half written.
 
@@ -142,7 +117,7 @@ def save_run_config(directory: str | Path, config: Config, experiment: Any) -> N
         "argv": sys.argv,
         "gin_files": config.files,
         "gin_bindings": config.overrides,
-        "versions": _versions(),
+        "versions": versions(),
         "git_revision": _git_revision(),
         "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "hosts": jax.process_count()},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -157,12 +132,6 @@ def save_run_config(directory: str | Path, config: Config, experiment: Any) -> N
             write_atomic(Path(directory) / name, text)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error}") from error
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    return {"t5x_like": t5x_like.__version__, **versions, "python": platform.python_version()}
 
 
 def _git_revision() -> str | None:

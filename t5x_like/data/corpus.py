@@ -37,6 +37,8 @@ from t5x_like.data.tokenizers import (
 from t5x_like.errors import UserError
 
 _FORMAT = 1
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+"""What reading a file may raise that is not as it was written; RuntimeError is SentencePiece's."""
 _RECORD = "prepared.json"
 _PIECE = 2**14  # characters
 _PIECES_AT_ONCE = 256
@@ -237,13 +239,18 @@ def _encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[bool, 
 
 
 def _load(place: Path) -> Corpus:
-    record = json.loads((place / _RECORD).read_text())
-    return Corpus(
-        tokenizer=_load_tokenizer(place),
-        train=_load_tokens(place / "train", record["train"], record["dtype"]),
-        validation=_load_tokens(place / "validation", record["validation"], record["dtype"]),
-        fingerprint=record["fingerprint"],
-    )
+    try:
+        record = json.loads((place / _RECORD).read_text())
+        return Corpus(
+            tokenizer=_load_tokenizer(place),
+            train=_load_tokens(place / "train", record["train"], record["dtype"]),
+            validation=_load_tokens(place / "validation", record["validation"], record["dtype"]),
+            fingerprint=record["fingerprint"],
+        )
+    except _DAMAGE as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{place} is damaged ({error}): remove it, and it will be prepared again.") from error
 
 
 def _load_tokens(path: Path, record: dict, dtype: str) -> Tokens:
@@ -263,14 +270,18 @@ def _load_tokenizer(place: Path) -> Tokenizer:
 
 
 def _load_plain_tokenizer(place: Path) -> Tokenizer:
-    vocabulary = json.loads((place / VOCABULARY_FILE).read_text())
-    match vocabulary["type"]:
-        case "byte":
-            return ByteTokenizer()
-        case "character":
-            return CharacterTokenizer(vocabulary["characters"])
-        case "word":
-            return WordTokenizer(vocabulary["words"])
-        case "sentencepiece":
-            return SentencePieceTokenizer((place / MODEL_FILE).read_bytes())
-    raise UserError(f"{place / VOCABULARY_FILE}: unknown type of tokenizer {vocabulary['type']!r}.")
+    path = place / VOCABULARY_FILE
+    try:
+        vocabulary = json.loads(path.read_text())
+        match vocabulary:
+            case {"type": "byte"}:
+                return ByteTokenizer()
+            case {"type": "character", "characters": str(characters)} if characters:
+                return CharacterTokenizer(characters)
+            case {"type": "word", "words": [*words]} if all(isinstance(word, str) for word in words):
+                return WordTokenizer(words)
+            case {"type": "sentencepiece"}:
+                return SentencePieceTokenizer((place / MODEL_FILE).read_bytes())
+    except _DAMAGE as error:
+        raise UserError(f"The tokenizer in {place} is damaged ({error}): bring back its files.") from error
+    raise UserError(f"{path} describes no tokenizer that this version knows: bring back the file.")

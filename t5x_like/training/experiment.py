@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from t5x_like.checkpoints.manager import CheckpointConfig
+from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.configurable import configurable
 from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
@@ -11,6 +11,8 @@ from t5x_like.models.losses import LossConfig
 from t5x_like.models.positions import LearnedPositionsConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig
+from t5x_like.training.guards import GuardConfig
+from t5x_like.training.initialize import InitialCheckpointConfig
 from t5x_like.training.optimizers import OptimizerConfig
 
 
@@ -90,6 +92,8 @@ class RunConfig:
         generation; None: off.
       early_stopping: ends the run early; None: never.
       checkpoints: when to save and what to keep.
+      guard: what is done about bad steps, corrupt devices and hanging processes.
+      initialize_from: parameters of another run to begin with; None: random ones.
       logging: what to show and write.
     """
 
@@ -103,6 +107,8 @@ class RunConfig:
     ema_decay: float | None = None
     early_stopping: EarlyStoppingConfig | None = None
     checkpoints: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    initialize_from: InitialCheckpointConfig | None = None
     logging: LoggingConfig = LoggingConfig()
 
     def __post_init__(self):

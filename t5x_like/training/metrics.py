@@ -8,8 +8,11 @@ checkpoint is removed when it is resumed.
 import importlib.util
 import json
 import math
+import queue
+import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +22,9 @@ from t5x_like.checkpoints.run_directory import write_atomic
 from t5x_like.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
+RETRY_SECONDS = (0.0, 1.0, 5.0)
+CLOSE_SECONDS = 30.0
+QUEUED_RECORDS = 1000
 
 
 class Writer(Protocol):
@@ -32,9 +38,13 @@ class Writer(Protocol):
 
 
 class MetricsWriter:
-    """Writes to `directory/metrics.jsonl` and to the side writers.
+    """Writes to `directory/metrics.jsonl` and to the side writers, and never raises: training goes on.
 
-    A side writer that fails is named in the log and left out from then on; training goes on.
+    What cannot be written to the file (disk full, ...) is kept and tried again with the next record. A side writer has
+    a thread of its own, so that one that hangs holds nothing up; a record that fails there thrice is left out.
+
+    Attributes:
+      failures: attempts that failed, of all destinations.
     """
 
     def __init__(self, directory: Path, *, resumed_step: int, side_writers: Mapping[str, Writer] | None = None):
@@ -48,28 +58,99 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / METRICS_FILE
         _remove_records_after(path, resumed_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._side_writers = dict(side_writers or {})
+        # Unbuffered: what is not written is known, and stays in our hands.
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+        self._file_failures = 0
+        self._side_writers = [_Background(name, writer) for name, writer in (side_writers or {}).items()]
+
+    @property
+    def failures(self) -> int:
+        return self._file_failures + sum(writer.failures for writer in self._side_writers)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Appends a record of `split` after `step` updates; it is in the file when this returns."""
+        """Appends a record of `split` after `step` updates; it is in the file when this returns, if at all possible."""
         record = {"step": step, "split": split, **{name: _json_number(value) for name, value in values.items()}}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        self._each_side_writer(lambda writer: writer.write(step, split, values))
+        self._unwritten += json.dumps(record, allow_nan=False).encode() + b"\n"
+        self._append()
+        for writer in self._side_writers:
+            writer.write(step, split, values)
 
     def close(self) -> None:
-        """Closes every destination."""
+        """Closes every destination; waits for side writers, but not for ever."""
+        self._append()
         self._file.close()
-        self._each_side_writer(lambda writer: writer.close())
+        for writer in self._side_writers:
+            writer.close()
 
-    def _each_side_writer(self, call: Callable[[Writer], None]) -> None:
-        for name, writer in list(self._side_writers.items()):
-            try:
-                call(writer)
-            except Exception as error:
-                logging.warning("%s failed and gets no more metrics of this run: %r", name, error)
-                del self._side_writers[name]
+    def _append(self) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            self._file_failures += 1
+            _warn_now_and_then(self._file_failures, METRICS_FILE, error)
+
+
+class NoMetricsWriter:
+    """For processes other than the first, which alone writes."""
+
+    failures = 0
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Background:
+    """A side writer in a thread of its own."""
+
+    def __init__(self, name: str, writer: Writer):
+        self.failures = 0
+        self._name, self._writer = name, writer
+        self._records: queue.Queue[tuple[int, str, Mapping[str, float]] | None] = queue.Queue(QUEUED_RECORDS)
+        # A daemon: a writer that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        try:
+            self._records.put_nowait((step, split, values))
+        except queue.Full as error:
+            self._failed(error)
+
+    def close(self) -> None:
+        try:
+            self._records.put(None, timeout=CLOSE_SECONDS)
+        except queue.Full as error:
+            self._failed(error)
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (record := self._records.get()) is not None:
+            for wait in RETRY_SECONDS:
+                time.sleep(wait)
+                try:
+                    self._writer.write(*record)
+                    break
+                except Exception as error:  # A library's errors may be anything.
+                    self._failed(error)
+        try:
+            self._writer.close()
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        _warn_now_and_then(self.failures, self._name, error)
+
+
+def _warn_now_and_then(failures: int, name: str, error: Exception) -> None:
+    """Logs the first, second, fourth, eighth, ... failure."""
+    if failures & (failures - 1) == 0:
+        logging.warning("%s failed (%d times so far), training goes on: %r", name, failures, error)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ BAR_WIDTHS = (8, 40)
 GAP = "  "
 STYLES = {
     "position": "bold",
+    "alarms": "bold red",
     "loss": "cyan",
     "validation_loss": "magenta",
     "time": "",
@@ -58,6 +59,7 @@ class Progress:
         self._num_steps = num_steps
         self._step = start_step
         self._numbers: dict[str, float] = {}
+        self._alarms: Mapping[str, int] = {}
         self._clock = clock
         self._start = self._latest = clock()
         self._first: tuple[int, float] | None = None
@@ -94,6 +96,7 @@ class Progress:
         tokens_per_second: float | None = None,
         mfu: float | None = None,
         waiting: float | None = None,
+        alarms: Mapping[str, int] | None = None,
     ) -> None:
         """Shows the numbers given; the bar keeps showing the others' latest values.
 
@@ -104,6 +107,7 @@ class Progress:
           tokens_per_second: of all devices.
           mfu: model FLOP/s as a share of the devices' peak; None where no peak is known.
           waiting: share of the time spent waiting for data; shown from 5 %.
+          alarms: what has gone wrong in this run and how often, by name.
         """
         self.advance(step)
         given = {
@@ -115,6 +119,7 @@ class Progress:
         }
         numbers = {name: value for name, value in given.items() if value is not None}
         self._numbers = self._numbers | numbers
+        self._alarms = self._alarms if alarms is None else alarms
         if self._enabled and not self._live:
             position, *rest = self._parts(numbers).values()
             line = GAP.join([f"step {position} {step / self._num_steps:4.0%}", *rest])
@@ -138,6 +143,8 @@ class Progress:
             parts["time"] = f"{_duration(left)} left"
         if numbers.get("waiting", 0.0) >= NOTABLE_WAITING:
             parts["waiting"] = f"waiting for data {numbers['waiting']:.0%}"
+        if alarms := [f"{name.replace('_', ' ')} {count}" for name, count in self._alarms.items() if count]:
+            parts["alarms"] = ", ".join(alarms)
         return parts
 
     def _seconds_left(self) -> float | None:

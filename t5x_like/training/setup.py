@@ -102,6 +102,7 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
         seed=run.seed,
         num_microbatches=run.num_microbatches,
         ema_decay=run.ema_decay,
+        spike_sigmas=run.guard.spike_sigmas,
     )
     step = traced_with(experiment.mesh, step)
     state = abstract_state(create, spec.axes, mesh)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from t5x_like.models.parameters import GraphDef, Params, logical_axes, split
 from t5x_like.models.transformer import ModelConfig, build_model
 from t5x_like.sharding.logical import shardings
+from t5x_like.training.guards import GuardState, initial_guard
 from t5x_like.training.optimizers import state_axes
 
 
@@ -26,6 +27,7 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: Any
     ema: Params | None
+    guard: GuardState
 
 
 class ModelSpec(NamedTuple):
@@ -64,7 +66,7 @@ def state_factory(
         params = split(build_model(config, random_key(seed, "params")))[1]
         # A copy: two leaves of a donated state must not share one buffer.
         ema = jax.tree.map(jnp.copy, params) if use_ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, initial_guard())
 
     return create
 
@@ -72,11 +74,13 @@ def state_factory(
 def abstract_state(create: Callable[[], TrainState], axes: Params, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state on `mesh`: the target of initialisation and of every restore."""
     shapes = jax.eval_shape(create)
+    whole = NamedSharding(mesh, PartitionSpec())
     placed = TrainState(
-        step=NamedSharding(mesh, PartitionSpec()),
+        step=whole,
         params=shardings(axes, shapes.params, mesh),
         opt_state=shardings(state_axes(shapes.opt_state, axes), shapes.opt_state, mesh),
         ema=None if shapes.ema is None else shardings(axes, shapes.ema, mesh),
+        guard=jax.tree.map(lambda _: whole, shapes.guard),
     )
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placed)
 

@@ -12,6 +12,7 @@ from t5x_like.models.batch_loss import batch_loss, total_weights
 from t5x_like.models.losses import Batch, LossConfig
 from t5x_like.models.parameters import GraphDef, merge
 from t5x_like.models.routing import balance_experts, router_metrics
+from t5x_like.training.guards import judge, select
 from t5x_like.training.state import TrainState, random_key
 
 Metrics = dict[str, Float[Array, ""]]
@@ -27,8 +28,11 @@ def make_train_step(
     seed: int,
     num_microbatches: int = 1,
     ema_decay: float | None = None,
+    spike_sigmas: float | None = None,
 ) -> TrainStep:
     """The update of one global batch; jit it once, with the state donated.
+
+    A step whose loss or gradient is not finite, or a spike, counts but changes nothing; see `guards`.
 
     The gradient is that of (sum of token losses) / (sum of token weights) over the whole global batch, however it is
     sharded or cut into microbatches.
@@ -59,13 +63,18 @@ def make_train_step(
         ema = state.ema
         if ema_decay is not None:
             ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
+        result_metrics, grad_norm = results.metrics(), optax.tree.norm(grads)
+        ok, guard = judge(state.guard, result_metrics["loss"], grad_norm, spike_sigmas)
+        params, opt_state, ema = select(ok, (params, opt_state, ema), (state.params, state.opt_state, state.ema))
         metrics = {
-            **results.metrics(),
+            **result_metrics,
             **router_metrics(model.config, results.stats),
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.asarray(schedule(state.guard.accepted), jnp.float32),
+            "skipped": guard.skipped,
+            "skipped_in_a_row": guard.skipped_in_a_row,
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, guard), metrics
 
     return train_step
 

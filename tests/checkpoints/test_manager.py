@@ -1,4 +1,6 @@
+import contextlib
 import json
+import pathlib
 import resource
 import shutil
 import signal
@@ -12,10 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from t5x_like.checkpoints import manager
+from t5x_like.checkpoints.integrity import write_checksums
 from t5x_like.checkpoints.manager import CheckpointConfig, Checkpoints
 from t5x_like.errors import UserError
 
@@ -104,12 +110,27 @@ def test_steps_may_donate_the_state_while_it_is_written(tmp_path):
         assert_same_bits(restored, expected)
 
 
-def test_saves_on_schedule_and_when_forced(tmp_path):
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_steps=3, keep_last=9))
-    for step in range(1, 8):
-        checkpoints.save(step, {"x": jnp.ones(2)})
-    checkpoints.save(7, {"x": jnp.ones(2)}, force=True)
-    assert checkpoints.steps() == [3, 6, 7]
+def test_the_schedules_of_steps_and_minutes(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(manager.time, "monotonic", lambda: now)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_steps=3, save_every_minutes=2))
+    assert [step for step in range(1, 8) if checkpoints.due(step)] == [3, 6]
+    now += 119
+    assert not checkpoints.overdue()
+    now += 1
+    assert checkpoints.overdue()
+    checkpoints.save(4, {"x": jnp.ones(2)}, force=True)
+    assert not checkpoints.overdue()
+    assert not Checkpoints(tmp_path, CheckpointConfig(save_every_minutes=None)).overdue()
+
+
+def test_a_clock_set_back_or_forth_moves_no_save(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(save_every_minutes=1, keep_every_minutes=60, keep_last=1))
+    for hours in (1e4, 0, 2e4):
+        monkeypatch.setattr(manager.time, "time", lambda hours=hours: hours * 3600)
+        assert not checkpoints.overdue()
+        checkpoints.save(int(hours), {"x": jnp.ones(2)}, force=True)
+    assert checkpoints.latest_step() == 20000
 
 
 def test_a_synchronous_save_is_complete_on_return(tmp_path):
@@ -253,6 +274,51 @@ def test_failed_writes_are_reported_and_the_next_save_succeeds(tmp_path, caplog,
     assert (checkpoints.steps(), checkpoints.failures) == ([5], 0)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting needs more rights: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_small_disk_runs_full_and_is_used_again_when_there_is_room(small_disk, monkeypatch):
+    state = {"x": jnp.arange(1 << 18, dtype=jnp.float32)}
+    # The files of others take the room while we write.
+    monkeypatch.setattr(Checkpoints, "_check_space", lambda self, state: None)
+    checkpoints = Checkpoints(small_disk / "checkpoints", CheckpointConfig(keep_last=1))
+    checkpoints.save(1, state, force=True)
+    (small_disk / "others").write_bytes(bytes(1_500_000))
+    for step in (2, 3):
+        checkpoints.save(step, state)
+        checkpoints.wait()
+    assert (checkpoints.steps(), checkpoints.failures) == ([1], 2)
+    assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["1"], "what failed saves left is gone"
+    assert_same_bits(checkpoints.restore(jax.eval_shape(lambda: state)), state)
+    (small_disk / "others").unlink()
+    checkpoints.save(4, state)
+    checkpoints.wait()
+    assert (checkpoints.steps(), checkpoints.failures) == ([4], 0)
+    checkpoints.close()
+
+
+def test_room_is_made_of_damaged_checkpoints(small_disk):
+    state = {"x": jnp.arange(1 << 18, dtype=jnp.float32)}
+    checkpoints = Checkpoints(small_disk, CheckpointConfig(keep_last=1))
+    for step in (1, 2):
+        checkpoints.config = CheckpointConfig(keep_last=2)
+        checkpoints.save(step, state, force=True)
+    flip(small_disk / "2" / "_CHECKPOINT_METADATA")
+    assert checkpoints.newest_good(quarantine=True) == 1
+    checkpoints.save(3, state, force=True)
+    assert sorted(path.name for path in small_disk.iterdir()) == ["1", "3"]
+    checkpoints.close()
+
+
 def test_a_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
     state = {"x": jnp.ones(1 << 20)}
     checkpoints = Checkpoints(tmp_path, ALWAYS)
@@ -288,7 +354,10 @@ def test_a_save_leaves_the_caller_free_while_it_writes(tmp_path, monkeypatch):
     assert checkpoints.steps() == [1, 2]
 
 
-@pytest.mark.parametrize("field", ["save_every_steps", "keep_last", "keep_best"])
+@pytest.mark.parametrize(
+    "field",
+    ["save_every_steps", "save_every_minutes", "keep_last", "keep_best", "keep_every_steps", "keep_every_minutes"],
+)
 def test_senseless_configurations_are_refused(field):
     with pytest.raises(UserError, match=rf"CheckpointConfig\.{field} is -1"):
         CheckpointConfig(**{field: -1})
@@ -298,6 +367,7 @@ def test_the_record_is_json(tmp_path):
     checkpoints = Checkpoints(tmp_path, ALWAYS)
     checkpoints.save(1, {"x": jnp.ones(2)}, metrics={"loss": 1.5}, manifest={"a": "b"}, force=True)
     record = json.loads((tmp_path / "1" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    assert record.pop("time") == pytest.approx(time.time(), abs=60)
     assert record == {"metrics": {"loss": 1.5}, "manifest": {"a": "b"}}
 
 
@@ -308,3 +378,159 @@ def test_a_relative_path_is_as_good(tmp_path, monkeypatch):
     checkpoints.save(1, state, force=True)
     checkpoints.close()
     assert_same_bits(Checkpoints(tmp_path / "run" / "checkpoints", CheckpointConfig()).restore(abstract(state)), state)
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path, ALWAYS)
+    for step in (1, 2):
+        checkpoints.save(step, state, force=True)
+    checkpoints.close()
+    return tmp_path, state
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, pathlib.Path.unlink], ids=["truncate", "flip", "remove"])
+def test_any_harm_to_any_file_is_found_and_the_checkpoint_before_used(two_checkpoints, harm, caplog):
+    directory, state = two_checkpoints
+    whole = directory / "2"
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert len(files) >= 9
+    for file in files:
+        if harm in (truncate, flip) and not (whole / file).stat().st_size:
+            continue  # Nothing to flip.
+        copy = directory.parent / f"{directory.name}-copy"
+        shutil.copytree(directory, copy)
+        harm(copy / "2" / file)
+        caplog.clear()
+        checkpoints = Checkpoints(copy, ALWAYS)
+        assert checkpoints.newest_good() == 1, file
+        assert (copy / "2").exists(), "readers change nothing"
+        assert checkpoints.newest_good(quarantine=True) == 1, file
+        assert "Checkpoint 2 is damaged" in caplog.text
+        assert sorted(path.name for path in copy.iterdir()) == ["1", "2.damaged"]
+        shutil.rmtree(copy)
+    assert_same_bits(Checkpoints(directory, ALWAYS).restore(abstract(state)), state)
+
+
+def test_a_removed_item_is_found(two_checkpoints):
+    directory, _ = two_checkpoints
+    shutil.rmtree(directory / "2" / "state")
+    with pytest.raises(UserError, match=r"2 is damaged: state/\S+ is missing; .* and \d+ more. Choose another"):
+        Checkpoints(directory, ALWAYS).check(2)
+    assert Checkpoints(directory, ALWAYS).newest_good() == 1
+
+
+def test_without_a_whole_checkpoint_nothing_is_restored(two_checkpoints):
+    directory, state = two_checkpoints
+    for step in (1, 2):
+        flip(directory / str(step) / "state" / "_METADATA")
+    with pytest.raises(UserError, match=r"All checkpoints in .* are damaged \(2, 1\): bring back"):
+        Checkpoints(directory, ALWAYS).restore(abstract(state))
+
+
+def test_a_checkpoint_killed_before_its_marks_is_none(two_checkpoints):
+    """Also: the next save removes it."""
+    directory, state = two_checkpoints
+    for step in (1, 2):
+        (directory / str(step) / "checksums-0-of-1.json").unlink()
+    checkpoints = Checkpoints(directory, ALWAYS)
+    assert (checkpoints.steps(), checkpoints.newest_good()) == ([], None)
+    checkpoints.save(2, state, force=True)
+    assert [path.name for path in directory.iterdir()] == ["2"]
+
+
+def test_damaged_checkpoints_do_not_pile_up(tmp_path):
+    state = {"x": jnp.ones(2)}
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=100))
+    checkpoints.save(1, state, force=True)
+    for step in range(2, 5):
+        checkpoints.save(step, state, force=True)
+        flip(tmp_path / str(step) / "_CHECKPOINT_METADATA")
+        assert checkpoints.newest_good(quarantine=True) == 1
+    checkpoints.save(5, state, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "4.damaged", "5"]
+
+
+def test_a_damaged_record_does_not_stop_pruning(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=1, keep_best=1))
+    checkpoints.save(1, {"x": jnp.ones(2)}, metrics={"loss": 1.0}, force=True)
+    truncate(tmp_path / "1" / "_CHECKPOINT_METADATA")
+    checkpoints.save(2, {"x": jnp.ones(2)}, metrics={"loss": 2.0}, force=True)
+    assert checkpoints.steps() == [2]
+    assert "record of checkpoint" in caplog.text
+    assert "cannot be read" in caplog.text
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+RECORD = st.dictionaries(st.sampled_from(["metrics", "manifest", "time"]), ANYTHING)
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory):
+    """A checkpoint, and a function that puts something else into one of its files, with the right checksums."""
+    directory = tmp_path_factory.mktemp("strangers")
+    checkpoints = Checkpoints(directory, ALWAYS)
+    checkpoints.save(1, {"params": {"a": jnp.ones((8, 2))}}, metrics={"loss": 1.0}, manifest={"data": "x"}, force=True)
+
+    def crafted(name: str, content: bytes) -> Checkpoints:
+        (directory / "1" / name).write_bytes(content)
+        write_checksums(epath.Path(directory / "1"))
+        assert checkpoints.newest_good() == 1
+        return checkpoints
+
+    original = {path: path.read_bytes() for path in (directory / "1").rglob("*") if path.is_file()}
+    yield crafted, json.loads((directory / "1" / "_CHECKPOINT_METADATA").read_text())
+    for path, content in original.items():
+        path.write_bytes(content)
+
+
+@given(RECORD | ANYTHING)
+@settings(max_examples=50)
+def test_the_record_of_a_stranger_is_read_or_refused(strangers, record):
+    crafted, metadata = strangers
+    content = json.dumps({**metadata, "custom_metadata": record}).encode()
+    checkpoints = crafted("_CHECKPOINT_METADATA", content)
+    with contextlib.suppress(UserError):
+        assert isinstance(checkpoints.manifest(), dict)
+    with contextlib.suppress(UserError):
+        assert all(isinstance(value, float) for value in checkpoints.metrics().values())
+    assert checkpoints.best_step() in (None, 1)
+
+
+METADATA = ANYTHING | st.dictionaries(st.sampled_from(["item_handlers", "metrics", "custom_metadata"]), ANYTHING)
+
+
+@given(st.binary(max_size=50) | METADATA.map(lambda value: json.dumps(value).encode()))
+@settings(max_examples=50)
+def test_the_metadata_of_a_stranger_is_read_or_refused(strangers, content):
+    crafted, _ = strangers
+    with contextlib.suppress(UserError):
+        crafted("_CHECKPOINT_METADATA", content).manifest()
+
+
+TREE = st.dictionaries(st.sampled_from(["tree_metadata", "use_zarr3", "a"]), ANYTHING)
+
+
+@given(st.binary(max_size=50) | TREE.map(lambda value: json.dumps(value).encode()))
+@settings(max_examples=50)
+def test_the_tree_of_a_stranger_is_read_or_refused(strangers, content):
+    crafted, metadata = strangers
+    crafted("_CHECKPOINT_METADATA", json.dumps(metadata).encode())
+    checkpoints = crafted("state/_METADATA", content)
+    target = {"params": {"a": jax.ShapeDtypeStruct((8, 2), jnp.float32)}}
+    with contextlib.suppress(UserError):
+        checkpoints.restore(target)

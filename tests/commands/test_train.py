@@ -169,10 +169,32 @@ def test_a_changed_model_is_refused_and_nothing_is_lost(trained, capsys):
     assert sorted(path.name for path in (trained / "run").rglob("*")) == before
 
 
+def test_a_changed_run_is_accepted_by_name(directory, capsys):
+    assert main(["train", *flags(directory, STEPS=10)]) == 0
+    changed = flags(directory, STEPS=12, **{"DecoderConfig.dropout_rate": 0.1, "DataConfig.seed": 7})
+    message = refused(["train", *changed], capsys)
+    assert "data.seed: 0 -> 7" in message
+    assert "--allow_changes=PATH" in message
+    assert "data.seed" not in refused(["train", *changed, "--allow_changes=data"], capsys)
+    assert main(["train", *changed, "--allow_changes=data,model.dropout_rate"]) == 0
+    assert "complete at step 12" in capsys.readouterr().out
+
+
+def test_a_sample_that_fails_is_no_failure_of_the_run(trained, capsys, monkeypatch):
+    monkeypatch.setattr("t5x_like.commands.train.continue_texts", lambda *args, **options: 1 / 0)
+    assert main(["train", *flags(trained)]) == 0
+    assert "A sample:" not in capsys.readouterr().out
+
+
 def test_more_steps_continue_a_finished_run(directory, capsys):
     assert main(["train", *flags(directory, STEPS=10)]) == 0
     assert main(["train", *flags(directory, STEPS=20)]) == 0
-    assert "complete at step 20" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "complete at step 20" in out
+    assert re.search(r"Time: \d+:\d\d in 2 starts: .*training steps \d", out)
+    goodput = json.loads((directory / "run" / "goodput.json").read_text())
+    assert (goodput["starts"], goodput["ended"]) == (2, True)
+    assert goodput["seconds"]["compile"] > 0
 
 
 def test_a_directory_with_other_files_is_refused(directory, capsys):
@@ -192,9 +214,10 @@ def test_unknown_commands_and_flags_are_named(capsys):
     assert "generate" in capsys.readouterr().out
 
 
-def start(directory: Path, model_dir: Path, **changes) -> subprocess.Popen:
+def start(directory: Path, model_dir: Path, *arguments: str, **changes) -> subprocess.Popen:
     """Starts `train` in a process of its own, on one device."""
-    command = [sys.executable, "-m", "t5x_like", "train", *flags(directory, MODEL_DIR=model_dir, **changes)]
+    settings = flags(directory, MODEL_DIR=model_dir, **changes)
+    command = [sys.executable, "-m", "t5x_like", "train", *settings, *arguments]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     return subprocess.Popen(
         [*command, "--num_cpu_devices=1"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -238,6 +261,34 @@ def test_a_killed_run_resumes_to_the_same_trace_bit_for_bit(directory):
     assert trace(killed) == trace(whole)
     for path in (whole, killed):
         assert (path / "checkpoints" / "400" / "commit_success.txt").exists()
+
+
+@pytest.mark.multiprocess
+def test_a_supervised_run_survives_kills_and_stops_when_told(directory):
+    changes = {"STEPS": 400, "LoggingConfig.every_steps": 1, "CheckpointConfig.save_every_steps": 50}
+    changes["RunConfig.logging"] = "@LoggingConfig()"
+    run = directory / "supervised"
+    supervisor = start(directory, run, "--restarts=3", **changes)
+    children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+    for step in (50, 100):
+        wait_for((run / "checkpoints" / str(step)).exists, supervisor)
+        os.kill(int(children.read_text()), signal.SIGKILL)
+    wait_for((run / "checkpoints" / "200").exists, supervisor)
+    supervisor.send_signal(signal.SIGINT)
+    output = supervisor.communicate(timeout=120)[0]
+    assert supervisor.returncode == 0, output
+    assert output.count("was killed by SIGKILL: starting it again in 1 s") == 2
+    assert "interrupted at step" in output or "complete at step 400" in output
+    steps = [record["step"] for record in read_metrics(run / "metrics.jsonl") if record["split"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_deterministic_reaches_xla(directory):
+    flag = "import os; print(os.environ['XLA_FLAGS'])"
+    code = f"from t5x_like.commands.main import main; main(['evaluate', '--deterministic']); {flag}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert process.stdout.split() == ["--xla_cpu_enable_fast_math=false", "--xla_gpu_deterministic_ops=true"]
 
 
 def test_every_shipped_file_is_part_of_a_run():

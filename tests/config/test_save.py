@@ -6,8 +6,8 @@ import sys
 import jax
 import pytest
 
-from t5x_like.config import config_text, difference, operative_config_text, parse_config, save_run_config, to_dict
-from t5x_like.configurable import REGISTRY
+from t5x_like.config import config_text, operative_config_text, parse_config, save_run_config
+from t5x_like.configurable import REGISTRY, difference, to_dict
 from t5x_like.errors import UserError
 
 SCOPED = """

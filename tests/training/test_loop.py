@@ -29,12 +29,12 @@ def directory(tmp_path):
     return tmp_path
 
 
-def train(experiment: Experiment, devices: int = 1) -> Outcome:
+def train(experiment: Experiment, devices: int = 1, **options) -> Outcome:
     directory = RunDirectory(experiment.run.model_dir)
     mesh = build_mesh(experiment.mesh, jax.devices()[:devices])
     with directory.writing():
         data = build_data(experiment.data, directory.data)
-        return loop.train(experiment, set_up(experiment, mesh, data.tokenizer.vocab_size), data, directory)
+        return loop.train(experiment, set_up(experiment, mesh, data.tokenizer.vocab_size), data, directory, **options)
 
 
 def trace(experiment: Experiment) -> list[tuple]:
@@ -124,8 +124,12 @@ def test_other_data_is_refused(directory):
     experiment = toy.experiment(directory, steps=2)
     train(experiment)
     data = dataclasses.replace(experiment.data, seed=1)
-    with pytest.raises(UserError, match="data has changed since step 2"):
+    with pytest.raises(
+        UserError, match=r"data has changed since checkpoint .*/2: data .allow with --allow_changes=data."
+    ):
         train(dataclasses.replace(with_run(experiment, steps=4), data=data))
+    outcome = train(dataclasses.replace(with_run(experiment, steps=4), data=data), allow_changes=["data.seed"])
+    assert outcome.reason == "complete at step 4"
 
 
 def test_early_stopping_ends_a_run_and_keeps_it_ended(directory):

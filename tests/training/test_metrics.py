@@ -2,7 +2,11 @@
 
 import json
 import math
+import resource
+import signal
 import sys
+import threading
+import time
 import types
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from absl import logging
 
 from t5x_like.errors import UserError
+from t5x_like.training import metrics
 from t5x_like.training.metrics import METRICS_FILE, MetricsWriter, open_side_writers, read_metrics
 
 
@@ -76,18 +81,71 @@ class FailingWriter:
         raise ConnectionError("no route")
 
     def close(self):
-        raise AssertionError("a failed writer is not used again")
+        raise ConnectionError("still no route")
 
 
-def test_a_failing_side_writer_is_logged_once_and_stops_nothing(tmp_path, caplog):
+def test_a_failing_side_writer_is_tried_again_counted_and_stops_nothing(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(metrics, "RETRY_SECONDS", (0.0, 0.0, 0.0))
     failing = FailingWriter()
     with caplog.at_level(logging.WARNING):
-        write_steps(tmp_path, 0, [1, 3, 5], side_writers={"Side": failing}).close()
-    assert failing.calls == 1
+        writer = write_steps(tmp_path, 0, [1, 3, 5], side_writers={"Side": failing})
+        writer.close()
+    assert (failing.calls, writer.failures) == (9, 10)
     assert len(read_metrics(tmp_path / METRICS_FILE)) == 3
-    assert [record.getMessage() for record in caplog.records] == [
-        "Side failed and gets no more metrics of this run: ConnectionError('no route')"
-    ]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0] == "Side failed (1 times so far), training goes on: ConnectionError('no route')"
+    assert len(messages) == 4, "the first, second, fourth and eighth"
+
+
+def test_a_side_writer_that_recovers_gets_the_record_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    written = []
+
+    class Flaky:
+        def write(self, step, split, values):
+            if len(written) == 1 and not hasattr(self, "failed"):
+                self.failed = True
+                raise TimeoutError
+            written.append(step)
+
+        def close(self):
+            written.append("closed")
+
+    writer = write_steps(tmp_path, 0, [1, 3, 5], side_writers={"Side": Flaky()})
+    writer.close()
+    assert (written, writer.failures) == ([1, 3, 5, "closed"], 1)
+
+
+def test_a_side_writer_that_hangs_holds_nothing_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(metrics, "QUEUED_RECORDS", 2)
+    release = threading.Event()
+    hanging = types.SimpleNamespace(write=lambda *record: release.wait(60), close=lambda: None)
+    start = time.monotonic()
+    writer = write_steps(tmp_path, 0, [1, 3, 5, 7, 9], side_writers={"Side": hanging})
+    writer.close()
+    assert time.monotonic() - start < 5
+    assert writer.failures >= 2, "records that found no room are counted"
+    assert len(read_metrics(tmp_path / METRICS_FILE)) == 5
+    release.set()
+
+
+def test_a_full_disk_loses_no_record(tmp_path):
+    """The file may grow to 100 bytes, in the middle of the second record, until there is room again."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = MetricsWriter(tmp_path, resumed_step=0)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        for step in range(1, 5):
+            writer.write(step, "train", {"loss": 1 / step})
+        assert [record["step"] for record in read_metrics(tmp_path / METRICS_FILE)] == [1, 2]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert writer.failures == 2
+    writer.write(5, "train", {"loss": 1 / 5})
+    assert [record["step"] for record in read_metrics(tmp_path / METRICS_FILE)] == [1, 2, 3, 4, 5]
+    writer.close()
 
 
 def test_tensorboard_events_can_be_read_back(tmp_path):
