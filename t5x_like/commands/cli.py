@@ -15,6 +15,7 @@ from t5x_like.config import Config, explain, parse_config, print_config
 from t5x_like.config.parse import SHIPPED
 from t5x_like.errors import UserError
 from t5x_like.sharding.coordination import leave
+from t5x_like.sharding.processes import Meeting, join
 
 T = TypeVar("T")
 
@@ -52,9 +53,9 @@ def run(
             _import_plugin(module)
         return command(values) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
         if jax.distributed.is_initialized():
             leave(error, code=2)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -77,6 +78,31 @@ def configured(values: flags.FlagValues, root: type[T]) -> tuple[Config, T] | No
         print(print_config(config, root))
         return None
     return config, config.build(root)
+
+
+def define_process_flags(values: flags.FlagValues) -> None:
+    """The flags of commands that several processes may run together."""
+    default = Meeting()
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0, where several processes meet.", flag_values=values
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "start_seconds", default.start_seconds, "How long each waits for the others.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "heartbeat_seconds",
+        default.heartbeat_seconds,
+        "How long a process may be silent before the others take it for dead.",
+        lower_bound=1,
+        flag_values=values,
+    )
+
+
+def join_processes(values: flags.FlagValues) -> None:
+    """Joins the other processes of the run, if the flags or the environment tell of any."""
+    join(Meeting(**{name: values[name].value for name in Meeting._fields}))
 
 
 def _define_shared_flags(values: flags.FlagValues) -> None:

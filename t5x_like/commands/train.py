@@ -1,10 +1,12 @@
 """`t5x_like train`: trains a model, or resumes its training."""
 
+import contextlib
 import functools
 import json
 import sys
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from absl import flags, logging
 
@@ -19,6 +21,7 @@ from t5x_like.data.build import Data, build_data
 from t5x_like.decoding.sampling import Sampling
 from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.sharding.mesh import build_mesh
+from t5x_like.sharding.processes import check_agreement, first_ahead, is_first
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.loop import Outcome, train
 from t5x_like.training.setup import Job, set_up
@@ -47,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    cli.define_process_flags(values)
     flags.DEFINE_bool(
         "dry_run", False, "Print parameters, memory, mesh and tokens per step; train nothing.", flag_values=values
     )
@@ -78,16 +82,26 @@ def command(values: flags.FlagValues, arguments: Sequence[str]) -> int | None:
     directory = RunDirectory(experiment.run.model_dir)
     if values.restarts:
         return supervise(["train", *arguments], directory, values.restarts)
-    with directory.writing():
-        directory.check_same_experiment(forbidden_changes(directory, experiment, values.allow_changes))
+    cli.join_processes(values)
+    check_agreement({"experiment": to_dict(experiment)})
+    with contextlib.ExitStack() as stack:
+        # What can be known to be wrong is refused before anything is written.
         mesh = build_mesh(experiment.mesh)
-        data = build_data(experiment.data, directory.data)
+        with first_ahead("data"):
+            if is_first():
+                stack.enter_context(directory.writing())
+                directory.check_same_experiment(forbidden_changes(directory, experiment, values.allow_changes))
+            data = build_data(experiment.data, directory.data)
         job = set_up(experiment, mesh, data.tokenizer.vocab_size)
-        save_run_config(directory.path, config, experiment)
-        print(data.describe(), job.describe(), sep="\n")
+        if is_first():
+            save_run_config(directory.path, config, experiment)
+            print(data.describe(), job.describe(), sep="\n")
         outcome = train(experiment, job, data, directory, allow_changes=values.allow_changes)
-        print(summary(experiment, outcome, directory))
-        if outcome.complete and experiment.run.logging.sample_tokens and writes_text(experiment.model):
+        if is_first():
+            print(summary(experiment, outcome, directory))
+        # Drawing one is the work of a single process.
+        wanted = outcome.complete and experiment.run.logging.sample_tokens and writes_text(experiment.model)
+        if wanted and jax.process_count() == 1:
             try:
                 print(sample(experiment, job, data, directory, outcome))
             except Exception:  # The run is complete and saved: whatever a sample stumbles over is no failure of it.

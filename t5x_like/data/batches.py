@@ -5,12 +5,13 @@ keyed by the number of the row since the run began: in another epoch the same te
 """
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from t5x_like.data.layouts import AllWindows, Layout
 from t5x_like.data.objectives.objective import Rows, Transform
 from t5x_like.data.randomness import below, keys, permute, random_bits
 
+RowNumbers = slice | Int[np.ndarray, "rows"]
 ALL = slice(None)
 
 # Streams of random keys under one seed; 0 is the order of the rows.
@@ -23,7 +24,7 @@ class ShuffledBatches:
     def __init__(self, layout: Layout, transform: Transform, batch_size: int, seed: int):
         self.layout, self.transform, self.batch_size, self.seed = layout, transform, batch_size, seed
 
-    def batch(self, step: int, rows: slice = ALL) -> Rows:
+    def batch(self, step: int, rows: RowNumbers = ALL) -> Rows:
         """The global batch of a step (from 0), or those of its rows."""
         number = _numbers(step, self.batch_size, rows)
         epoch, index = np.divmod(number, self.layout.num_rows)
@@ -37,7 +38,7 @@ class RandomWindows:
     def __init__(self, layout: AllWindows, transform: Transform, batch_size: int, seed: int):
         self.layout, self.transform, self.batch_size, self.seed = layout, transform, batch_size, seed
 
-    def batch(self, step: int, rows: slice = ALL) -> Rows:
+    def batch(self, step: int, rows: RowNumbers = ALL) -> Rows:
         """The global batch of a step (from 0), or those of its rows."""
         row = np.arange(self.batch_size, dtype=np.uint64)[rows]
         index = below(random_bits(keys(self.seed, np.array([step])), row), self.layout.num_rows)
@@ -55,11 +56,11 @@ class OrderedBatches:
         self.layout, self.transform, self.batch_size = layout, transform, batch_size
         self.num_batches = -(-layout.num_rows // batch_size)
 
-    def batch(self, number: int, rows: slice = ALL) -> Rows:
+    def batch(self, number: int, rows: RowNumbers = ALL) -> Rows:
         """The batch of a number from 0 to `num_batches` - 1, or those of its rows."""
         index = _numbers(number, self.batch_size, rows)
         return self.transform(self.layout, index, keys(0, index, _VALIDATION_NOISE))
 
 
-def _numbers(step: int, batch_size: int, rows: slice) -> Int64[np.ndarray, "rows"]:
+def _numbers(step: int, batch_size: int, rows: RowNumbers) -> Int64[np.ndarray, "rows"]:
     return step * batch_size + np.arange(batch_size)[rows]

@@ -10,7 +10,7 @@ from t5x_like.data.objectives.causal import CausalLM
 from t5x_like.models.batch_loss import BatchLoss, batch_loss
 from t5x_like.models.losses import Batch, LossConfig
 from t5x_like.models.parameters import GraphDef, Params
-from t5x_like.sharding.logical import on_devices
+from t5x_like.sharding.logical import local_rows, on_devices
 
 EvaluateStep = Callable[[Params, Batch], BatchLoss]
 
@@ -44,9 +44,10 @@ def make_validation(
     count = min(num_batches or total, total)
     # Spread over the split: neighbours are alike.
     numbers = [index * total // count for index in range(count)]
+    rows = local_rows(target)
 
     def validate(params: Params) -> dict[str, float]:
-        batches = (on_devices(data.validation.batch(number), target) for number in numbers)
+        batches = (on_devices(data.validation.batch(number, rows), target) for number in numbers)
         return evaluate(step, params, batches, bytes_per_token)
 
     return validate

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int, Shaped
 
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("batch", ("data", "fsdp", "expert")),
@@ -69,9 +70,32 @@ def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     )
 
 
+def local_rows(target: dict[str, jax.ShapeDtypeStruct]) -> slice | Int[np.ndarray, "rows"]:
+    """The rows of a batch that the devices of this process need, in ascending order."""
+    if jax.process_count() == 1:
+        return slice(None)
+    batch = next(iter(target.values()))
+    shares = batch.sharding.addressable_devices_indices_map(batch.shape).values()
+    return np.unique(np.concatenate([np.arange(batch.shape[0])[share[0]] for share in shares]))
+
+
 def on_devices(arrays: dict[str, Any], target: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
-    """Sends host arrays to the devices, each its share, as the shardings of `target` say."""
-    return jax.device_put(arrays, {name: target[name].sharding for name in arrays})
+    """Sends host arrays to the devices, each its share, as the shardings of `target` say.
+
+    Args:
+      arrays: the `local_rows` of a batch.
+      target: shapes and shardings of the whole batch.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(arrays, {name: target[name].sharding for name in arrays})
+    rows = local_rows(target)
+
+    def place(array: np.ndarray, whole: jax.ShapeDtypeStruct) -> Array:
+        # Rows of this process need not be neighbours in the batch: where two processes share a row, or slices meet.
+        share = lambda index: array[np.searchsorted(rows, np.arange(whole.shape[0])[index[0]])][:, *index[1:]]
+        return jax.make_array_from_callback(whole.shape, whole.sharding, share)
+
+    return {name: place(array, target[name]) for name, array in arrays.items()}
 
 
 def automatic_axes() -> dict[str, int]:

@@ -26,7 +26,7 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import Data
 from t5x_like.data.loader import Loader, device_prefetch
 from t5x_like.evaluation.evaluator import make_validation
-from t5x_like.sharding.logical import on_devices
+from t5x_like.sharding.logical import local_rows, on_devices
 from t5x_like.sharding.mesh import choices_of
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.goodput import Goodput, seconds_since_process_start
@@ -141,7 +141,8 @@ def train_from(step: int, state: TrainState, run: Run, compiled: Callable[[], Tr
             train_step = compiled()
         validate = make_validation(job.spec.graphdef, settings.loss, data, job.batch, settings.evaluate_num_batches)
         replicas = ReplicaCheck(job.state.params, job.mesh, settings.guard.compare_replicas_every_steps)
-        batch_of = lambda step: data.train.batch(run.recovery.batch_number(step))
+        rows = local_rows(job.batch)
+        batch_of = lambda step: data.train.batch(run.recovery.batch_number(step), rows)
         loader = stack.enter_context(Loader(batch_of, step, settings.steps - step))
         reporter.start(step, loader)
         run.goodput.enter("step")
