@@ -30,6 +30,8 @@ KEPT_MESSAGES = 64
 """Messages that stay for processes that are late; more than any process can lag behind another."""
 
 _numbers = itertools.count()
+_leaving = threading.Event()
+"""Set when this process ends of its own accord, well or not."""
 
 
 def from_first_process(text: str) -> str:
@@ -53,28 +55,28 @@ def wait_for_all(name: str, hours: float = TIMEOUT_SECONDS / 3600) -> None:
 
 def exit_when_another_fails() -> None:
     """From now on, this process ends as soon as another one has told why it does (see `leave`)."""
-    done = threading.Event()
-    listener = threading.Thread(target=_listen, args=(done,), daemon=True, name="failures")
+    listener = threading.Thread(target=_listen, daemon=True, name="failures")
     listener.start()
 
     def stop() -> None:
-        done.set()
+        _leaving.set()
         listener.join()
 
     # A thread that waits within JAX's client when the interpreter goes away would end the process by a signal.
     atexit.register(stop)
 
 
-def _listen(done: threading.Event) -> None:
+def _listen() -> None:
     client = distributed.global_state.client
-    while not done.is_set():
+    while not _leaving.is_set():
         try:
             code = client.blocking_key_value_get(FAILURE, LISTENING_SECONDS * 1000)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 continue
             return  # the service has ended
-        _exit(int(code))
+        if not _leaving.is_set():
+            _exit(int(code))
 
 
 def leave(error: BaseException, code: int = 1) -> NoReturn:
@@ -83,6 +85,7 @@ def leave(error: BaseException, code: int = 1) -> NoReturn:
     JAX's own farewell would wait for the others, and they for this one. The first that leaves says why, and the others
     end with it, silently: what they would say only follows from that.
     """
+    _leaving.set()
     try:
         distributed.global_state.client.key_value_set(FAILURE, str(code))
     except jax.errors.JaxRuntimeError as failure:

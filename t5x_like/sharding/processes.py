@@ -138,3 +138,4 @@ def check_agreement(configuration: Mapping[str, Any]) -> None:
             + "\n  ".join(lines)
             + "\nStart all processes with the same command."
         )
+    wait_for_all("agreement")  # so that nothing is begun where one refuses

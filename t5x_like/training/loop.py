@@ -26,6 +26,7 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import Data
 from t5x_like.data.loader import Loader, device_prefetch
 from t5x_like.evaluation.evaluator import make_validation
+from t5x_like.sharding.coordination import wait_for_all
 from t5x_like.sharding.logical import local_rows, on_devices
 from t5x_like.sharding.mesh import choices_of
 from t5x_like.training.experiment import Experiment
@@ -112,7 +113,7 @@ def train(
         )
         stack.callback(run.goodput.write, ended=True)
         run.watchdog.progress()
-        compiled = functools.cache(lambda: compile_step(job))
+        compiled = functools.cache(lambda: compile_together(job))
         while True:
             step, state = starting_state(run, allow_changes)
             try:
@@ -120,6 +121,13 @@ def train(
             except Fault as fault:
                 checkpoints.wait()
                 run.recovery.back_to(checkpoints.newest_good(quarantine=True) or 0, fault, data)
+
+
+def compile_together(job: Job) -> TrainStep:
+    """The compiled step, when all processes have it: their first collective operation waits 30 seconds, no longer."""
+    step = compile_step(job)
+    wait_for_all("compiled")
+    return step
 
 
 def train_from(step: int, state: TrainState, run: Run, compiled: Callable[[], TrainStep]) -> Outcome:
