@@ -69,15 +69,14 @@ class Rule(NamedTuple):
       theirs: name of the tensor, e.g. "model.layers.*.self_attn.q_proj.weight". With `#`, each expert of a mixture has
         a tensor of its own, and the rule is for layers with a mixture. Of several rules for a layer's parameter the
         first counts.
-      layout: a name in LAYOUTS, or a function of a layer's configuration, where the layout depends on it; None: the
-        layer has no such tensor.
+      layout: a name in LAYOUTS, or, where a layer's layout depends on its configuration, a function of that.
       always_float32: files keep it in float32, whatever the dtype of the others.
       when: whether the rule is for a layer's block; None: for all.
     """
 
     ours: str | tuple[str, ...]
     theirs: str
-    layout: str | Callable[[BlockConfig], Layout | None] = "same"
+    layout: str | Callable[[BlockConfig], Layout] = "same"
     always_float32: bool = False
     when: Callable[[BlockConfig], bool] | None = None
 
@@ -152,8 +151,6 @@ def bind(rules: Sequence[Rule], config: ModelConfig, shapes: Params, vocab_size:
             if "#" in rule.theirs and not isinstance(block.feedforward, MoEConfig):
                 continue
             layout = LAYOUTS[rule.layout] if isinstance(rule.layout, str) else rule.layout(block)
-            if layout is None:
-                continue
             held.update(located)
             for expert in range(block.feedforward.num_experts) if "#" in rule.theirs else (None,):
                 name = rule.theirs.replace("*", str(layer)).replace("#", str(expert))

@@ -1,7 +1,6 @@
 """DeepSeek-V2 and V3: latent attention, dense layers first, then mixtures beside shared experts."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,16 +39,12 @@ def _paired(size: int, rotated: int) -> Layout:
     )
 
 
-def _queries(*, latent: bool) -> Callable[[BlockConfig], Layout | None]:
-    """Of queries from a latent vector, or directly from the layer's input."""
+def _queries(block: BlockConfig) -> Layout:
+    return _paired(block.attention.query_head_dim, block.attention.rotary_head_dim)
 
-    def layout(block: BlockConfig) -> Layout | None:
-        attention = block.attention
-        if (attention.query_rank is not None) != latent:
-            return None
-        return _paired(attention.query_head_dim, attention.rotary_head_dim)
 
-    return layout
+def _has_latent_queries(block: BlockConfig) -> bool:
+    return block.attention.query_rank is not None
 
 
 def _latents(block: BlockConfig) -> Layout:
@@ -67,11 +62,11 @@ def _latent_biases(block: BlockConfig) -> Layout:
 
 
 ATTENTION = (
-    Rule(f"{OURS}/attention/query/kernel", f"{THEIRS}.self_attn.q_proj.weight", _queries(latent=False)),
+    Rule(f"{OURS}/attention/query/kernel", f"{THEIRS}.self_attn.q_b_proj.weight", _queries, when=_has_latent_queries),
+    Rule(f"{OURS}/attention/query/kernel", f"{THEIRS}.self_attn.q_proj.weight", _queries),
     Rule(f"{OURS}/attention/query_down/kernel", f"{THEIRS}.self_attn.q_a_proj.weight", "linear"),
     Rule(f"{OURS}/attention/query_down/bias", f"{THEIRS}.self_attn.q_a_proj.bias"),
     Rule(f"{OURS}/attention/query_norm/scale", f"{THEIRS}.self_attn.q_a_layernorm.weight"),
-    Rule(f"{OURS}/attention/query/kernel", f"{THEIRS}.self_attn.q_b_proj.weight", _queries(latent=True)),
     Rule(f"{OURS}/attention/kv_down/kernel", f"{THEIRS}.self_attn.kv_a_proj_with_mqa.weight", _latents),
     Rule(f"{OURS}/attention/kv_down/bias", f"{THEIRS}.self_attn.kv_a_proj_with_mqa.bias", _latent_biases),
     Rule(f"{OURS}/attention/kv_norm/scale", f"{THEIRS}.self_attn.kv_a_layernorm.weight"),
