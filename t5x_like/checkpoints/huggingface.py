@@ -188,7 +188,7 @@ def choose_family(config: ModelConfig, max_length: int) -> tuple[Family, dict[st
       UserError: if none can, with what the nearest would need.
     """
     parts = {type(part) for part in _parts(config)}
-    families = [family for family in FAMILIES.values() if parts <= family.parts]
+    families = [family for family in FAMILIES.values() if family.required <= parts <= family.parts]
     if not families:
         names = ", ".join(sorted(part.__name__ for part in parts))
         raise UserError(f"No Hugging Face family has models of these parts: {names}.")

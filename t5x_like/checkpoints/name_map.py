@@ -5,6 +5,7 @@ a model, the rules become one `Entry` per tensor of the files, with our shapes (
 (`[out, in]`).
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -149,8 +150,8 @@ def bind(rules: Sequence[Rule], config: ModelConfig, shapes: Params, vocab_size:
                 continue
             if "#" in rule.theirs and not isinstance(block.feedforward, MoEConfig):
                 continue
-            held.update(located)
             layout = LAYOUTS[rule.layout] if isinstance(rule.layout, str) else rule.layout(block)
+            held.update(located)
             for expert in range(block.feedforward.num_experts) if "#" in rule.theirs else (None,):
                 name = rule.theirs.replace("*", str(layer)).replace("#", str(expert))
                 places = [(path, tuple(i for i in (index, expert) if i is not None)) for path, index in located]
@@ -181,7 +182,7 @@ def _entry(
     own: Sequence[Shape],
     always_float32: bool,
 ) -> Entry:
-    theirs = [jax.eval_shape(layout.to_theirs, jax.ShapeDtypeStruct(shape, np.float32)).shape for shape in own]
+    theirs = [_their_shape(layout, shape) for shape in own]
     dim = layout.fused_dim % len(theirs[0])
     sizes, count = [shape[dim] for shape in theirs], len(theirs)
     if layout.interleaved:
@@ -192,3 +193,8 @@ def _entry(
     shape = tuple(sum(sizes) if i == dim else size for i, size in enumerate(theirs[0]))
     assert math.prod(shape) == sum(math.prod(part.shape) for part in parts)
     return Entry(name, shape, layout, parts, always_float32)
+
+
+@functools.cache
+def _their_shape(layout: Layout, shape: Shape) -> Shape:
+    return jax.eval_shape(layout.to_theirs, jax.ShapeDtypeStruct(shape, np.float32)).shape

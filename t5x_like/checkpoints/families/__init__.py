@@ -1,16 +1,22 @@
 """The families of models that Hugging Face directories can hold."""
 
 from t5x_like.checkpoints.families.bert import BERT, ROBERTA
-from t5x_like.checkpoints.families.gemma import GEMMA
+from t5x_like.checkpoints.families.deepseek import DEEPSEEK2, DEEPSEEK3
+from t5x_like.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3
 from t5x_like.checkpoints.families.gpt2 import GPT2
+from t5x_like.checkpoints.families.gpt_oss import GPT_OSS
 from t5x_like.checkpoints.families.llama import LLAMA
-from t5x_like.checkpoints.families.mistral import MISTRAL
+from t5x_like.checkpoints.families.mistral import MISTRAL, MIXTRAL
 from t5x_like.checkpoints.families.modernbert import MODERNBERT
 from t5x_like.checkpoints.families.olmo2 import OLMO2
-from t5x_like.checkpoints.families.qwen import QWEN2, QWEN3
+from t5x_like.checkpoints.families.phi3 import PHI3
+from t5x_like.checkpoints.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from t5x_like.checkpoints.families.t5 import MT5, T5
 
-DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, OLMO2)
+DECODERS = (
+    *(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3),
+    *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS, DEEPSEEK2, DEEPSEEK3),
+)
 ENCODERS = (BERT, ROBERTA, MODERNBERT)
 ENCODER_DECODERS = (T5, MT5)
 

@@ -11,6 +11,7 @@ from t5x_like.errors import UserError
 from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.feedforward import Activation, MLPConfig
 from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.moe import MoEConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, ModelConfig
 
@@ -95,6 +96,7 @@ class Fields:
 
 
 DENSE_DECODER = frozenset({DecoderConfig, LanguageModelHeadConfig, AttentionConfig, MLPConfig})
+MIXED_DECODER = DENSE_DECODER | {MoEConfig}
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Family:
       write: our configuration, made of `parts` alone, and the longest text in tokens -> fields of config.json. What the
         family does not have is left out: reading the fields back shows it.
       parts: the classes of configuration that its models are made of: of model, head, attention and feed-forward.
+      required: those of `parts` that all of its models have.
       inert: fields of config.json that do not change what this family computes.
       copies: tensors that some files have beside others which they equal: name of the copy -> of the original.
       ignored: pattern of tensors that are no weights of the model: masks and frequencies in older files.
@@ -122,6 +125,7 @@ class Family:
     read: Callable[[Fields], ModelConfig]
     write: Callable[[ModelConfig, int], dict[str, Any]]
     parts: frozenset[type] = DENSE_DECODER
+    required: frozenset[type] = frozenset()
     inert: frozenset[str] = frozenset()
     copies: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": "model.embed_tokens.weight"})
     ignored: str = r".*\.rotary_emb\.inv_freq"
