@@ -13,6 +13,8 @@ setup(
         "etils[epath]>=1.12",
         "flax>=0.12.8,<0.13",
         "gin-config>=0.5,<0.6",
+        "array-record>=0.8.1,<0.9",
+        "fsspec>=2024.6",
         "grain>=0.2.18,<0.3",
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3",
@@ -33,7 +35,17 @@ setup(
         "beam": ["apache-beam>=2.70"],
         "hf": ["safetensors>=0.6", "tokenizers>=0.22", "transformers>=5,<6", "torch==2.13.0"],
         "wandb": ["wandb>=0.21"],
+        # Web pages and archives, languages, and formats that the standard library lacks.
+        "prepare": [
+            "backports.zstd>=1; python_version < '3.14'",
+            "lingua-language-detector>=2.1,<3",
+            "lxml-html-clean>=0.4",
+            "pyarrow>=20",
+            "resiliparse>=1,<3",
+            "trafilatura>=2,<3",
+        ],
         "dev": [
+            "datatrove>=0.10,<0.11",
             "hypothesis>=6",
             "import-linter>=2",
             "pytest>=8",

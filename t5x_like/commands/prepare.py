@@ -48,7 +48,8 @@ def command(values: flags.FlagValues) -> None:
         return
     _, config = configured
     start = time.perf_counter()
-    report = prepare(config, LocalEngine(values.workers))
+    with LocalEngine(values.workers) as engine:
+        report = prepare(config, engine)
     print(summary(config, report, time.perf_counter() - start))
 
 
@@ -62,6 +63,6 @@ def summary(config: PrepareConfig, report: dict[str, Any], seconds: float) -> st
             f"{tokenizer['kind']} with {tokenizer['vocab_size']:,} tokens: {tokenizer['bytes_per_token']:.2f} bytes "
             f"per token, {tokenizer['tokens_per_word']:.2f} tokens per word",
             f"What was dropped, and why: {directory / REPORT_HTML}",
-            f"Train on it: --gin_file=data/prepared.gin --gin.CORPUS={str(config.directory)!r}",
+            f"Train on it: t5x_like train --gin_file=runs/prepared.gin --gin.CORPUS={config.directory}",
         ]
     )

@@ -9,7 +9,7 @@ from absl import logging
 from t5x_like.configurable import configurable
 from t5x_like.data.corpus import Corpus, Split, read_tokenizer
 from t5x_like.data.shards import TOKENIZER, Shards, read_prepared
-from t5x_like.data.tokenizers import Documents, Tokenizer, TokenizerConfig
+from t5x_like.data.tokenizers import Documents, SpecialTokens, Tokenizer, TokenizerConfig
 from t5x_like.errors import UserError
 
 
@@ -20,10 +20,12 @@ class PreparedSource:
     Attributes:
       directory: Of the corpus.
       max_bad_shards: Shards that may be missing or cut off; they are left out, which makes it another corpus.
+      special_tokens: Ids behind those of its vocabulary, for objectives that need them.
     """
 
     directory: str
     max_bad_shards: int = 0
+    special_tokens: SpecialTokens = SpecialTokens()
 
     def corpus(self, split: Split) -> Corpus:
         """Both splits, whose tokens stay in their files.
@@ -44,7 +46,7 @@ class PreparedSource:
         validates = shards.index["hash"] < np.uint64(int(split.validation_fraction * 2**64))
         facts = repr((shards.fingerprint, split))
         return Corpus(
-            tokenizer=tokenizer,
+            tokenizer=self.special_tokens.extend(tokenizer),
             train=shards.tokens(~validates),
             validation=shards.tokens(validates),
             fingerprint=hashlib.blake2b(facts.encode(), digest_size=16).hexdigest(),
@@ -57,14 +59,16 @@ class PreparedTokenizerConfig(TokenizerConfig):
 
     Attributes:
       directory: Of that corpus.
+      special_tokens: Ids behind those of its vocabulary.
     """
 
     directory: str
+    special_tokens: SpecialTokens = SpecialTokens()
 
     def cache_key(self) -> str:
-        return prepared_tokenizer(Path(self.directory).expanduser()).fingerprint()
+        return repr((self.special_tokens, self.build_plain(None).fingerprint()))
 
-    def build(self, documents: Documents) -> Tokenizer:
+    def build_plain(self, documents: Documents | None) -> Tokenizer:
         return prepared_tokenizer(Path(self.directory).expanduser())
 
 

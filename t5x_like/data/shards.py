@@ -171,7 +171,7 @@ class Shards:
         lengths = rows["tokens"].astype(np.int64)
         ends = np.cumsum(lengths) + len(lead)
         # The first token of a document is no target where nothing that is always the same comes before it.
-        starts = ends - lengths + (len(before) or not after)
+        starts = ends - lengths + (1 if before or not after else 0)
         stream = ShardStream(self, self._first_record[selected], lengths, lead)
         return Tokens(stream, starts, ends, int(rows["bytes"].sum(dtype=np.int64)))
 
@@ -213,8 +213,9 @@ class ShardStream:
         number = np.arange(len(document)) - (np.cumsum(counts) - counts)[document]
         sizes = np.minimum(lengths[document] - number * RECORD_TOKENS, RECORD_TOKENS)
         # The lead is a record without a number.
-        self._records = np.concatenate([np.full(len(lead) > 0, -1), first_records[document] + number])
-        self._ends = np.cumsum(np.concatenate([np.full(len(lead) > 0, len(lead)), sizes]))
+        before = [len(lead)] if lead else []
+        self._records = np.concatenate([np.full(len(before), -1), first_records[document] + number])
+        self._ends = np.cumsum(np.concatenate([np.array(before, np.int64), sizes]))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt64
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 _PAIRS_AT_ONCE = 2**15
 
@@ -73,6 +71,10 @@ def first_of_components(
 
     Memory: 40 bytes for each document, and the pairs of one item at a time.
     """
+    # Imported here: workers, which load this module, need it not.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first = np.arange(num_documents)
     for some in pairs:
         edges = np.concatenate([some, np.stack([np.arange(num_documents), first], axis=1)])

@@ -1,12 +1,12 @@
 """Who does the work: processes of this machine. `beam` has the same for a cluster."""
 
-import concurrent.futures
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,7 +30,7 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Processes of this machine, and a progress bar in a terminal."""
+    """Processes of this machine, and a progress bar in a terminal; a context manager, which ends the processes."""
 
     def __init__(self, num_workers: int | None = None, *, console: Console | None = None):
         """Starts nothing yet.
@@ -41,6 +41,15 @@ class LocalEngine:
         """
         self._num_workers = num_workers or os.cpu_count() or 1
         self._console = console or Console(stderr=True)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
     def run(self, function: Callable[[T], None], items: Sequence[T], label: str) -> None:
         columns = (
@@ -59,21 +68,19 @@ class LocalEngine:
             seconds = time.perf_counter() - start
             print(f"{label}: {len(items)} units in {seconds:.1f} s", file=self._console.file, flush=True)
 
-    def _results(self, function: Callable[[T], None], items: Sequence[T]):
+    def _results(self, function: Callable[[T], None], items: Sequence[T]) -> Iterator[None]:
         if min(self._num_workers, len(items)) <= 1:
             yield from map(function, items)
             return
-        # Fresh processes: forking one that has threads (JAX, progress) may hang.
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(min(self._num_workers, len(items)), context) as pool:
-            futures = [pool.submit(function, item) for item in items]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    yield future.result()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "A worker process died, most likely for want of memory: use fewer processes (--workers), or "
-                    "smaller documents (Reading.max_document_bytes). The same command goes on where this one stopped."
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+        if self._pool is None:
+            # Fresh processes: forking one that has threads (JAX, progress) may hang.
+            self._pool = ProcessPoolExecutor(self._num_workers, multiprocessing.get_context("spawn"))
+        futures = [self._pool.submit(function, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A worker process died, most likely for want of memory: use fewer processes (--workers), or "
+                "smaller documents (Reading.max_document_bytes). The same command goes on where this one stopped."
+            ) from error

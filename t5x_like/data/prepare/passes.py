@@ -67,19 +67,19 @@ def extracted(record: Record | Problem, source: str, config: PrepareConfig, tall
     """The text of a record; None if it has none."""
     tally.count(source, "read", "found", documents=1)
     if isinstance(record, Problem):
-        tally.drop("read", record.reason, Document(record.details, record.place, source))
+        tally.fail("read", record.reason, source, record.place, record.details)
         return None
     tally.count(source, "read", "found", bytes=len(record.content))
     found = config.html.text(record)
     if isinstance(found, Dropped):
-        tally.drop("extract", found.reason, Document("", record.place, source))
+        tally.fail("extract", found.reason, source, record.place)
         return None
     text, replaced = found
-    document = Document(text, record.place, source)
     tally.count(source, "extract", "bytes that are not text", places=replaced)
     if not text:
-        tally.drop("extract", "empty", document)
+        tally.fail("extract", "empty", source, record.place)
         return None
+    document = Document(text, record.place, source)
     tally.keep("extract", document)
     tally.observe("characters of extracted documents", len(text))
     return document

@@ -34,6 +34,9 @@ FORMATS = {
 }
 """Formats by the ending of a file's name, that of its compression taken off; other files are read as plain text."""
 
+DAMAGED = "damaged file"
+"""The reason of a problem that ends its file."""
+
 
 @configurable
 class Reading:
@@ -80,11 +83,10 @@ class Record(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What could not be read; `ends_file` if nothing after it could either."""
+    """What could not be read."""
 
     reason: str
     place: str
-    ends_file: bool = False
     details: str = ""
 
 
@@ -112,7 +114,7 @@ def read_part(part: Part, reading: Reading) -> Iterator[Record | Problem]:
         with open_stream(part.path, reading.max_expansion) as stream:
             yield from read[file_format(part.path)](stream, part, reading)
     except READ_ERRORS as error:
-        yield Problem("damaged file", part.path, ends_file=True, details=f"{type(error).__name__}: {error}")
+        yield Problem(DAMAGED, part.path, f"{type(error).__name__}: {error}")
 
 
 def _read_text(stream: BinaryIO, part: Part, reading: Reading) -> Iterator[Record]:

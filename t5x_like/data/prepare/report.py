@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from t5x_like.data.prepare.config import PrepareConfig
-from t5x_like.data.prepare.tally import Tally
+from t5x_like.data.prepare.tally import DROPPED, Tally
 from t5x_like.data.shards import Shard
 from t5x_like.data.tokenizers import Tokenizer
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-_DROPPED = "dropped: "
 
 
 def make_report(config: PrepareConfig, tokenizer: Tokenizer, shards: Sequence[Shard], tally: Tally) -> dict[str, Any]:
@@ -163,7 +162,7 @@ def _stage_table(stages: Sequence[dict[str, Any]], found: int) -> list[str]:
 def _stage_row(label: str, units: dict[str, int], found: int, kind: str = "") -> str:
     documents = units.get("documents", 0)
     cells = [_escaped(label), _escaped(documents), _escaped(units.get("characters", 0))]
-    return _row([*cells, _bar(documents, found, "drop" if label.startswith(_DROPPED) else "")], kind=kind)
+    return _row([*cells, _bar(documents, found, "drop" if label.startswith(DROPPED) else "")], kind=kind)
 
 
 def _dict_table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -14,8 +14,9 @@ from t5x_like.data.prepare import passes
 from t5x_like.data.prepare.config import PrepareConfig
 from t5x_like.data.prepare.duplicates import find_duplicates
 from t5x_like.data.prepare.engine import Engine
+from t5x_like.data.prepare.readers import DAMAGED
 from t5x_like.data.prepare.report import REPORT_HTML, REPORT_JSON, make_report, render_html
-from t5x_like.data.prepare.tally import Tally
+from t5x_like.data.prepare.tally import DROPPED, Tally
 from t5x_like.data.prepare.work import Plan, Unit, atomic, make_plan, write_json
 from t5x_like.data.shards import PREPARED, TOKENIZER, Shard, token_dtype
 from t5x_like.errors import UserError
@@ -97,17 +98,18 @@ def _run_passes(config: PrepareConfig, plan: Plan, engine: Engine, directory: Pa
 
 def _check_files(tally: Tally, config: PrepareConfig):
     """UserError if too many files are damaged, or if they held nothing."""
-    damaged = sum(n for (_, _, outcome, _), n in tally.counts.items() if outcome == "dropped: damaged file")
-    examples = tally.examples.get(("read", "damaged file"), [])
+    damaged = sum(n for (_, _, outcome, _), n in tally.counts.items() if outcome == DROPPED + DAMAGED)
+    examples = tally.examples.get(("read", DAMAGED), [])
     listed = "; ".join(f"{place} ({details})" for _, place, details in examples)
     if damaged > config.reading.max_bad_files:
         raise UserError(
-            f"{damaged} files are missing or damaged, more than Reading.max_bad_files={config.reading.max_bad_files}: "
-            f"{listed}. Mend or leave them out, or allow {damaged}; then remove {config.directory}."
+            f"{damaged} files are missing or damaged, more than Reading.max_bad_files="
+            f"{config.reading.max_bad_files}: {listed}. Mend or leave them out, or allow {damaged}; then remove "
+            f"{config.directory}."
         )
     last = type(config.stages[-1]).__name__ if config.stages else "extract"
     if not any(stage == last and outcome == "kept" for _, stage, outcome, _ in tally.counts):
-        reasons = sorted({f"{stage}: {outcome}" for _, stage, outcome, _ in tally.counts if "dropped" in outcome})
+        reasons = sorted({f"{stage}: {outcome}" for _, stage, outcome, _ in tally.counts if DROPPED in outcome})
         raise UserError(
             f"Nothing is left of PrepareConfig.files={config.files!r}: {'; '.join(reasons) or 'the files are empty'}. "
             f"{listed}".rstrip()

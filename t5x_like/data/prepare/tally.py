@@ -7,6 +7,7 @@ from typing import Any, Self
 from t5x_like.data.corpus import content_hash
 from t5x_like.data.prepare.document import Document
 
+DROPPED = "dropped: "
 NUM_EXAMPLES = 5
 EXCERPT = 400  # characters
 
@@ -37,9 +38,13 @@ class Tally:
         self.count(document.source, stage, "kept", documents=1, characters=len(document.text))
 
     def drop(self, stage: str, reason: str, document: Document):
-        self.count(document.source, stage, f"dropped: {reason}", documents=1, characters=len(document.text))
-        example = [content_hash(document.place + document.text[:EXCERPT]), document.place, document.text[:EXCERPT]]
-        self._add_examples((stage, reason), [example])
+        self.fail(stage, reason, document.source, document.place, document.text[:EXCERPT])
+        self.count(document.source, stage, DROPPED + reason, characters=len(document.text))
+
+    def fail(self, stage: str, reason: str, source: str, place: str, details: str = ""):
+        """Counts what never became a document."""
+        self.count(source, stage, DROPPED + reason, documents=1)
+        self._add_examples((stage, reason), [[content_hash(place + details), place, details]])
 
     def observe(self, histogram: str, value: int):
         self.histograms[histogram][value.bit_length()] += 1
