@@ -33,6 +33,7 @@ setup(
         "plan": ["jax[tpu]"],
         "tfds": ["tensorflow-datasets>=4.9.9"],
         "beam": ["apache-beam>=2.70"],
+        "gcs": ["gcsfs>=2024.6"],
         "hf": ["safetensors>=0.6", "tokenizers>=0.22", "transformers>=5,<6", "torch==2.13.0"],
         "wandb": ["wandb>=0.21"],
         # Web pages and archives, languages, and formats that the standard library lacks.

@@ -1,10 +1,11 @@
 """What deduplication knows of a document: a hash of it, of its lines, and its MinHash signature (Broder 1997)."""
 
+import functools
 import re
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import UInt8, UInt64
+from jaxtyping import UInt8, UInt32, UInt64
 
 from t5x_like.configurable import configurable
 from t5x_like.data.corpus import content_hash
@@ -12,7 +13,7 @@ from t5x_like.data.prepare.words import words
 from t5x_like.data.randomness import random_bits
 from t5x_like.errors import UserError
 
-_SHINGLES_AT_ONCE = 2048
+_SHINGLES_AT_ONCE = 512
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
 
 
@@ -33,7 +34,7 @@ class NearDuplicates:
         1 - (1 - s^rows_per_band)^num_bands: 0.997 for s = 0.8 by default, 0.85 for 0.7, 0.12 for 0.5.
     """
 
-    threshold: float = 0.74
+    threshold: float = 0.77
     num_words: int = 5
     num_bands: int = 32
     rows_per_band: int = 8
@@ -51,21 +52,29 @@ def signature(text: str, config: NearDuplicates) -> tuple[UInt64[np.ndarray, "ba
 
     Two documents agree in such bits with the probability s + (1 - s) / 256 (Li and Koenig 2010).
     """
-    shingles = np.unique(shingle_hashes(text, config.num_words))
+    shingles = shingle_hashes(text, config.num_words).astype(np.uint32)
     num_hashes = config.num_bands * config.rows_per_band
-    multipliers, summands = random_bits(np.array([[17], [29]], np.uint64), np.arange(num_hashes, dtype=np.uint64)[None])
-    multipliers = (multipliers | np.uint64(1))[:, None]
-    minima = np.full(num_hashes, np.iinfo(np.uint64).max, np.uint64)
+    multipliers, summands = _hash_functions(num_hashes)
+    minima = np.full(num_hashes, 2**32 - 1, np.uint32)
     for start in range(0, len(shingles), _SHINGLES_AT_ONCE):
-        hashes = multipliers * shingles[None, start : start + _SHINGLES_AT_ONCE] + summands[:, None]
+        # The smallest values are decided by the high bits of the product, which are the random ones.
+        hashes = multipliers * shingles[None, start : start + _SHINGLES_AT_ONCE]
+        hashes += summands
         np.minimum(minima, hashes.min(axis=1), out=minima)
-    # The high bits of a product are the random ones.
-    minima >>= np.uint64(24)
+    minima = minima.astype(np.uint64)
     rows = minima.reshape(config.num_bands, config.rows_per_band)
     bands = rows[:, 0]
     for column in rows.T[1:]:
         bands = random_bits(bands, column)
     return bands, random_bits(minima, np.zeros_like(minima)).astype(np.uint8)
+
+
+@functools.cache
+def _hash_functions(count: int) -> tuple[UInt32[np.ndarray, "hashes 1"], UInt32[np.ndarray, "hashes 1"]]:
+    """Odd multipliers and summands of `x -> multiplier * x + summand` modulo 2^32."""
+    numbers = np.arange(count, dtype=np.uint64)[:, None]
+    multipliers, summands = (random_bits(np.array([key], np.uint64), numbers) for key in (17, 29))
+    return (multipliers | np.uint64(1)).astype(np.uint32), summands.astype(np.uint32)
 
 
 def shingle_hashes(text: str, num_words: int) -> UInt64[np.ndarray, "shingles"]:

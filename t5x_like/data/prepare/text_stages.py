@@ -12,7 +12,7 @@ _LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029]")
 _SPACES = dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
 _INVISIBLE = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0xAD, 0x200B, 0x2060, 0xFEFF])
 _CHARACTERS = {**_INVISIBLE, **_SPACES, ord("\v"): "\n", ord("\f"): "\n"}
-_NEEDS_TRANSLATION = re.compile(f"[{''.join(map(re.escape, map(chr, sorted(_CHARACTERS))))}]")
+_PLAIN = bytes([*b"\t\n", *range(32, 127)])
 _TRAILING_SPACE = re.compile(r"[ \t]+(?=\n|\Z)")
 _MANY_LINE_ENDS = re.compile(r"\n{4,}")
 
@@ -43,19 +43,22 @@ class NormalizeText(Stage):
 
 def normalize(text: str) -> str:
     """The normal form that `NormalizeText` describes; normalizing it again changes nothing."""
-    text = _LINE_ENDS.sub("\n", text)
-    if _NEEDS_TRANSLATION.search(text):
-        text = text.translate(_CHARACTERS)
-    if not unicodedata.is_normalized("NFC", text):
+    # Most texts need none of this, which is found out ten times as fast as it is done.
+    if not text.isascii() or text.encode().translate(None, _PLAIN):
+        text = _LINE_ENDS.sub("\n", text).translate(_CHARACTERS)
         text = unicodedata.normalize("NFC", text)
-    text = _TRAILING_SPACE.sub("", text)
-    return _MANY_LINE_ENDS.sub("\n\n\n", text).strip("\n")
+    if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
+        text = _TRAILING_SPACE.sub("", text)
+    if "\n\n\n\n" in text:
+        text = _MANY_LINE_ENDS.sub("\n\n\n", text)
+    return text.strip("\n")
 
 
 # An address as it is written in text: RFC 5322 allows more, which nobody uses.
 _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _IPV4 = re.compile(rf"(?<![\d.]){_BYTE}(?:\.{_BYTE}){{3}}(?!\.?\d)")
+_INNER_BYTES = re.compile(r"\.\d{1,3}\.\d{1,3}\.")  # Begins with a fixed character, so it is fast to look for.
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}(?![\w:])")
 
 
@@ -80,8 +83,9 @@ class MaskPersonalData(Stage):
         text = document.text
         if "@" in text:
             text = _EMAIL.sub(lambda found: self.email, text)
-        text = _IPV4.sub(lambda found: found[0] if _PRIVATE.match(found[0]) else self.ipv4, text)
-        if ":" in text:
+        if _INNER_BYTES.search(text):
+            text = _IPV4.sub(lambda found: found[0] if _PRIVATE.match(found[0]) else self.ipv4, text)
+        if text.count(":") >= 7:
             text = _IPV6.sub(lambda found: self.ipv6, text)
         return document._replace(text=text)
 

@@ -87,11 +87,19 @@ def words(text: str, normalized: bool) -> Words:
 
 def repeated(hashes: UInt64[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
     """Whether each hash stood earlier in the array already."""
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
     out = np.zeros(len(hashes), bool)
-    out[order[1:][ordered[1:] == ordered[:-1]]] = True
+    if most_frequent(hashes) > 1:
+        order = np.argsort(hashes, kind="stable")
+        ordered = hashes[order]
+        out[order[1:][ordered[1:] == ordered[:-1]]] = True
     return out
+
+
+def most_frequent(hashes: UInt64[np.ndarray, "n"]) -> int:
+    """How often the most frequent hash occurs."""
+    ordered = np.sort(hashes)
+    changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    return int(np.diff(changes, prepend=0, append=len(hashes)).max(initial=0))
 
 
 def _bounds(raw: np.ndarray, normalized: bool) -> tuple[np.ndarray, np.ndarray]:

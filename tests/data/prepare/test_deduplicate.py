@@ -72,7 +72,7 @@ def test_signatures_estimate_jaccard_similarity():
         for i, j in itertools.combinations(range(len(texts)), 2):
             errors.append(estimated_similarity(bits[i : i + 1], bits[j : j + 1])[0] - jaccard(texts[i], texts[j]))
     # Of 256 hashes: sqrt(s (1 - s) / 256) is 0.031 at most.
-    assert abs(np.mean(errors)) < 0.005
+    assert abs(np.mean(errors)) < 0.01
     assert np.sqrt(np.mean(np.square(errors))) < 0.031
     assert np.abs(errors).max() < 0.15
 
