@@ -39,7 +39,7 @@ class Texts:
 class Given(TokenizerConfig):
     tokenizer: object
 
-    def build(self, documents):
+    def build_plain(self, documents):
         return self.tokenizer
 
 
