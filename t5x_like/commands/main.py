@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a model, or resume its training",
     "evaluate": "score a trained model on its validation split",
     "generate": "continue prompts with a trained model",
+    "prepare": "make a corpus to train from: clean, deduplicate, tokenise",
     "convert": "import a model from Hugging Face's format, or export one",
 }
 

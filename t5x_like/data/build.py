@@ -9,7 +9,7 @@ import numpy as np
 
 from t5x_like.configurable import configurable
 from t5x_like.data.batches import OrderedBatches, RandomWindows, ShuffledBatches
-from t5x_like.data.corpus import Corpus, Split, Tokens, prepare_corpus
+from t5x_like.data.corpus import Corpus, Split, Tokens, keep_tokenizer, prepare_corpus
 from t5x_like.data.layouts import AllWindows, DocumentRows, Layout, PackedRows, Windows
 from t5x_like.data.objectives.causal import CausalLM, PrefixLM
 from t5x_like.data.objectives.corruption import UL2, SpanCorruption
@@ -17,6 +17,7 @@ from t5x_like.data.objectives.denoising import Denoising
 from t5x_like.data.objectives.masked import MaskedLM
 from t5x_like.data.objectives.objective import Features
 from t5x_like.data.objectives.permutation import PermutationLM
+from t5x_like.data.prepared import PreparedSource, PreparedTokenizerConfig
 from t5x_like.data.python_library import PythonLibrarySource
 from t5x_like.data.sources import TextSource
 from t5x_like.data.subwords import SentencePieceConfig, SentencePieceFileConfig
@@ -32,7 +33,8 @@ class DataConfig:
       sequence_length: Tokens of a row that the model reads: of the encoder, where there is one.
       batch_size: Rows per batch over all devices.
       source: The text.
-      tokenizer: Tokens; one that is trained is trained on the source, once, and kept.
+      tokenizer: Tokens; one that is trained is trained on the source, once, and kept. None for a source that has its
+        own (PreparedSource), and only then.
       objective: What is predicted from what.
       layout: `concatenate`: the token stream is cut into rows, all of which are seen once per epoch; `pack`: rows of
         whole documents that do not see each other (segment ids), padded, seen once per epoch; `documents`: one document
@@ -46,13 +48,15 @@ class DataConfig:
 
     sequence_length: int
     batch_size: int
-    source: PythonLibrarySource | TextSource = PythonLibrarySource()
+    source: PythonLibrarySource | TextSource | PreparedSource = PythonLibrarySource()
     tokenizer: (
         SentencePieceConfig
         | SentencePieceFileConfig
         | ByteTokenizerConfig
         | CharacterTokenizerConfig
         | WordTokenizerConfig
+        | PreparedTokenizerConfig
+        | None
     ) = SentencePieceConfig()
     objective: CausalLM | PrefixLM | MaskedLM | SpanCorruption | UL2 | PermutationLM | Denoising = CausalLM()
     layout: Literal["concatenate", "pack", "documents", "random_windows"] = "concatenate"
@@ -66,6 +70,11 @@ class DataConfig:
                 raise UserError(f"DataConfig.{field}={getattr(self, field)}: must be at least {least}.")
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"DataConfig.validation_fraction={self.validation_fraction}: must be between 0 and 1.")
+        source = type(self.source).__name__
+        if isinstance(self.source, PreparedSource) and self.tokenizer is not None:
+            raise UserError(f"DataConfig.source=@{source}() has its own tokenizer: set DataConfig.tokenizer = None.")
+        if not isinstance(self.source, PreparedSource) and self.tokenizer is None:
+            raise UserError(f"DataConfig.tokenizer=None: choose one for the text of @{source}().")
 
         self.objective.text_length(self.sequence_length)
         if self.objective.needs_documents and self.layout != "documents":
@@ -146,8 +155,7 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
       UserError: if the text, the tokenizer or the directory cannot be used, if a split is too short, or if the
         tokenizer lacks tokens that the objective needs.
     """
-    split = Split(config.split, config.validation_fraction)
-    corpus = prepare_corpus(config.source, config.tokenizer, split, directory)
+    corpus = _corpus(config, directory)
     train, validation = (lay_out(config, tokens) for tokens in (corpus.train, corpus.validation))
     _check_sizes(config, corpus, train, validation)
     transform = config.objective.build(corpus.tokenizer, config.sequence_length, packed=config.layout == "pack")
@@ -157,6 +165,17 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
     else:
         batches = ShuffledBatches(train, transform, config.batch_size, config.seed)
     return Data(config, corpus, batches, OrderedBatches(validation, transform, config.batch_size))
+
+
+def _corpus(config: DataConfig, directory: Path | None) -> Corpus:
+    split = Split(config.split, config.validation_fraction)
+    if config.tokenizer is not None:
+        return prepare_corpus(config.source, config.tokenizer, split, directory)
+    corpus = config.source.corpus(split)
+    if directory is not None:
+        # A trained model can be used where its corpus is not.
+        keep_tokenizer(directory, corpus.tokenizer)
+    return corpus
 
 
 def lay_out(config: DataConfig, tokens: Tokens) -> Windows | DocumentRows | PackedRows:

@@ -58,6 +58,11 @@ class Split:
     validation_fraction: float
 
 
+def content_hash(text: str) -> int:
+    """64 bits that equal texts share, on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
 @dataclasses.dataclass(frozen=True)
 class SplitDocuments:
     """The documents of a source by split; every call reads the source again."""
@@ -78,8 +83,7 @@ class SplitDocuments:
         if self.split.by == "document":
             threshold = int(self.split.validation_fraction * 2**64)
             for text in self.source.documents():
-                digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-                if (int.from_bytes(digest, "little") < threshold) == validation:
+                if (content_hash(text) < threshold) == validation:
                     yield text
             return
         left = int(sum(map(len, self.source.documents())) * (1 - self.split.validation_fraction))
@@ -155,10 +159,18 @@ def load_tokenizer(directory: Path, fingerprint: str) -> Tokenizer:
       UserError: if it is not there.
     """
     for record in sorted(directory.glob(f"*/{_RECORD}")):
-        tokenizer = _load_tokenizer(record.parent)
+        tokenizer = read_tokenizer(record.parent)
         if tokenizer.fingerprint() == fingerprint:
             return tokenizer
     raise UserError(f"{directory} does not hold the tokenizer that the model was trained with: bring it back.")
+
+
+def keep_tokenizer(directory: Path, tokenizer: Tokenizer):
+    """Keeps a tokenizer where `load_tokenizer` finds it, without a corpus."""
+    place = directory / tokenizer.fingerprint()
+    place.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(place)
+    (place / _RECORD).write_text(json.dumps({"tokenizer": tokenizer.fingerprint()}))
 
 
 def _prepare(documents: SplitDocuments, tokenizer_config: TokenizerConfig, place: Path):
@@ -242,7 +254,7 @@ def _load(place: Path) -> Corpus:
     try:
         record = json.loads((place / _RECORD).read_text())
         return Corpus(
-            tokenizer=_load_tokenizer(place),
+            tokenizer=read_tokenizer(place),
             train=_load_tokens(place / "train", record["train"], record["dtype"]),
             validation=_load_tokens(place / "validation", record["validation"], record["dtype"]),
             fingerprint=record["fingerprint"],
@@ -263,13 +275,14 @@ def _load_tokens(path: Path, record: dict, dtype: str) -> Tokens:
     return Tokens(stream, starts, ends, record["bytes"])
 
 
-def _load_tokenizer(place: Path) -> Tokenizer:
-    tokenizer = _load_plain_tokenizer(place)
+def read_tokenizer(place: Path) -> Tokenizer:
+    """The tokenizer whose files stand in a directory."""
+    tokenizer = _read_plain_tokenizer(place)
     names = place / SPECIAL_TOKENS_FILE
     return ExtendedTokenizer(tokenizer, json.loads(names.read_text())) if names.exists() else tokenizer
 
 
-def _load_plain_tokenizer(place: Path) -> Tokenizer:
+def _read_plain_tokenizer(place: Path) -> Tokenizer:
     path = place / VOCABULARY_FILE
     try:
         vocabulary = json.loads(path.read_text())
