@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a model, or resume its training",
     "evaluate": "score a trained model on its validation split",
     "generate": "continue prompts with a trained model",
+    "plan": "what a run would take on a TPU pod or GPUs: memory, time, cost",
     "convert": "import a model from Hugging Face's format, or export one",
 }
 
