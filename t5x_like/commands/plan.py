@@ -10,6 +10,7 @@ from rich.console import Console
 
 from t5x_like.commands import cli
 from t5x_like.errors import UserError
+from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.compile import INSTALL, compile_plan, has_compiler
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.report import report
@@ -28,6 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("vocab_size", None, "Of a tokenizer that is yet to be trained.", **define)
     flags.DEFINE_float("tokens", None, "Tokens to train on, for days and cost; default: the run's steps.", **define)
     flags.DEFINE_float("price_per_chip_hour", None, "Price of a chip for an hour, for the cost.", **define)
+    flags.DEFINE_bool("analytical", False, "Use the analytical model although there is a compiler.", **define)
     flags.DEFINE_string("json", None, "Also write the plan to this file.", **define)
 
 
@@ -42,21 +44,18 @@ def command(values: flags.FlagValues) -> int | None:
     topology = parse_topology(values.topology, values.num_slices)
     request = Request(experiment, topology, vocabulary(experiment, values.vocab_size))
     console = Console(highlight=False)
-    with console.status(f"compiling for {topology.describe()} ..."):
-        plan = make_plan(request)
+    if not (analytical := values.analytical or not has_compiler(topology.chip.platform)):
+        with console.status(f"compiling for {topology.describe()} ..."):
+            plan = compile_plan(request)
+    else:
+        plan = analytical_plan(request)
     tokens = values.tokens or plan.tokens_per_step * experiment.run.steps
+    if analytical and topology.chip.platform == "tpu" and not values.analytical:
+        console.print(f"The TPU's compiler is not installed: {INSTALL}", style="yellow")
     console.print(report(plan, tokens=tokens, price=values.price_per_chip_hour))
     if values.json:
         Path(values.json).write_text(json.dumps(as_dict(plan), indent=2) + "\n")
     return None
-
-
-def make_plan(request: Request) -> Plan:
-    """By the compiler of the devices where this machine has it."""
-    platform = request.topology.chip.platform
-    if not has_compiler(platform):
-        raise UserError(f"{request.topology.name}: the compiler for it is not installed: {INSTALL}")
-    return compile_plan(request)
 
 
 def vocabulary(experiment: Experiment, stated: int | None) -> int:

@@ -41,7 +41,11 @@ def report(plan: Plan, *, tokens: float | None, price: float | None) -> Renderab
 def _head(plan: Plan) -> Text:
     active = f" ({number(plan.num_active_parameters)} active)" if plan.num_active_parameters else ""
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    made = f"{plan.versions}, {plan.compile_seconds:.0f} s" if plan.source == "compiler" else "nothing was compiled"
+    made = (
+        f"{plan.versions}, {plan.compile_seconds:.0f} s"
+        if plan.source == "compiler"
+        else plan.versions or "nothing was compiled"
+    )
     rows = f"{plan.rows_per_device:g} sequence{'s' if plan.rows_per_device != 1 else ''} per device"
     return Text.assemble(
         (f"{number(plan.num_parameters)} parameters{active}", "bold"),
@@ -64,6 +68,7 @@ def _memory(plan: Plan) -> Iterator[RenderableType]:
     for name, size in parts.items():
         kind = "exact" if name in memory.exact else "compiler" if plan.source == "compiler" else "estimated"
         what = {"activations": "activations kept for the backward pass"}.get(name, name)
+        what = "activations, gradients, temporaries" if kind == "estimated" else what
         amount = f"{size / unit:,.2f} {'GiB' if unit == GiB else 'MiB'}"
         table.add_row(Text("■ ", COLOURS[name]) + what, Text(amount, justify="right"), Text(kind, "dim"))
     yield table
