@@ -7,6 +7,7 @@ from pathlib import Path
 
 from absl import flags
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from t5x_like.commands import cli
 from t5x_like.errors import UserError
@@ -14,8 +15,16 @@ from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.compile import INSTALL, compile_plan, has_compiler
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.report import report
+from t5x_like.planning.search import fit, search
+from t5x_like.planning.search_report import search_report
 from t5x_like.planning.topology import parse_topology
 from t5x_like.training.experiment import Experiment
+
+CACHE = Path("~/.cache/t5x_like/plans").expanduser()
+"""Former answers of the compiler, so that a search goes on where it was stopped."""
+FINALISTS = 4
+
+console = Console(highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +39,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("tokens", None, "Tokens to train on, for days and cost; default: the run's steps.", **define)
     flags.DEFINE_float("price_per_chip_hour", None, "Price of a chip for an hour, for the cost.", **define)
     flags.DEFINE_bool("analytical", False, "Use the analytical model although there is a compiler.", **define)
+    flags.DEFINE_bool("search", False, "Find the best mesh, microbatches and recomputation.", **define)
+    flags.DEFINE_bool("fit", False, "Find the smallest slice of the chip on which the run fits.", **define)
+    flags.DEFINE_integer("max_candidates", 24, "Candidates of --search that are compiled.", lower_bound=1, **define)
+    flags.DEFINE_integer("workers", 2, "Compilers at a time in --search.", lower_bound=1, **define)
     flags.DEFINE_string("json", None, "Also write the plan to this file.", **define)
 
 
@@ -43,19 +56,65 @@ def command(values: flags.FlagValues) -> int | None:
         raise UserError("plan needs --topology, e.g. --topology=v5p:4x4x4.")
     topology = parse_topology(values.topology, values.num_slices)
     request = Request(experiment, topology, vocabulary(experiment, values.vocab_size))
-    console = Console(highlight=False)
-    if not (analytical := values.analytical or not has_compiler(topology.chip.platform)):
-        with console.status(f"compiling for {topology.describe()} ..."):
-            plan = compile_plan(request)
-    else:
-        plan = analytical_plan(request)
+    if values.search:
+        return search_command(request, values)
+    plan = fit_command(request) if values.fit else one_plan(request, values.analytical)
     tokens = values.tokens or plan.tokens_per_step * experiment.run.steps
-    if analytical and topology.chip.platform == "tpu" and not values.analytical:
-        console.print(f"The TPU's compiler is not installed: {INSTALL}", style="yellow")
     console.print(report(plan, tokens=tokens, price=values.price_per_chip_hour))
     if values.json:
-        Path(values.json).write_text(json.dumps(as_dict(plan), indent=2) + "\n")
+        write(values.json, as_dict(plan))
     return None
+
+
+def one_plan(request: Request, analytical: bool) -> Plan:
+    """By the compiler, or by the model where there is none or that is asked for."""
+    platform = request.topology.chip.platform
+    if not analytical and has_compiler(platform):
+        with console.status(f"compiling for {request.topology.describe()} ..."):
+            return compile_plan(request)
+    if platform == "tpu" and not analytical:
+        console.print(f"The TPU's compiler is not installed: {INSTALL}", style="yellow")
+    return analytical_plan(request)
+
+
+def fit_command(request: Request) -> Plan:
+    """The plan on the smallest slice that holds the run."""
+    compiler = has_compiler(request.topology.chip.platform)
+    with console.status("trying slices, the smallest first ..."):
+        found = fit(
+            request, lambda r: compile_plan(dataclasses.replace(r, quick=True)) if compiler else analytical_plan(r)
+        )
+    if found is None:
+        raise UserError(
+            f"The run fits on no single slice of {request.topology.chip_name} with all devices in `fsdp`: use a "
+            "smaller batch, RunConfig.num_microbatches, or StackConfig.remat = 'full'."
+        )
+    console.print(f"The smallest slice that holds the run is {found[0].describe()}, with MeshConfig.fsdp = -1.\n")
+    return found[1]
+
+
+def search_command(request: Request, values: flags.FlagValues) -> None:
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
+        task = progress.add_task("looking at meshes", total=None)
+        results = search(
+            request,
+            most=values.max_candidates,
+            finalists=FINALISTS,
+            workers=values.workers,
+            cache=CACHE,
+            advance=lambda done, total: progress.update(task, description="compiling", completed=done, total=total),
+        )
+    console.print(search_report(results))
+    if values.json:
+        rows = [(r.candidate.settings, r.error, r.plan and as_dict(r.plan)) for r in results]
+        write(values.json, [{"settings": s, "error": error, "plan": plan} for s, error, plan in rows])
+
+
+def write(path: str, value: dict | list) -> None:
+    try:
+        Path(path).write_text(json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--json={path} cannot be written: {error.strerror}") from error
 
 
 def vocabulary(experiment: Experiment, stated: int | None) -> int:

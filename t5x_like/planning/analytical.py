@@ -4,6 +4,7 @@ Parameters, optimizer state, batch and model FLOPs are exact. The rest is a mode
 `liveness`), matrix products at a fixed share of the peak, collectives as sharding implies them.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -18,25 +19,25 @@ from t5x_like.planning.flops import count_flops
 from t5x_like.planning.liveness import peak_bytes, sharded_size
 from t5x_like.planning.memory import Memory, exact_parts
 from t5x_like.planning.plan import Plan, Request
-from t5x_like.planning.timing import Collective, Segment, Timing
+from t5x_like.planning.timing import EFFICIENCY, Collective, Segment, Timing
 from t5x_like.planning.topology import Topology
 from t5x_like.sharding.logical import RULES, is_axes
-from t5x_like.sharding.mesh import MESH_AXES
+from t5x_like.sharding.mesh import MESH_AXES, MeshConfig
+from t5x_like.training.experiment import Experiment
 from t5x_like.training.setup import Job, set_up
 
-EFFICIENCY = 0.6
-"""Share of the peak that matrix products reach (recorded: 0.39 to 0.65 of model FLOPs alone on TPUs and GPUs)."""
 HIDDEN = 0.7
 """Share of the computation that can hide the gathers and reductions of data parallelism."""
 MODELLED = ("data", "fsdp", "tensor")
 
 
-def analytical_plan(request: Request, lower: bool = True) -> Plan:
+def analytical_plan(request: Request, lower: bool = True, traces: dict | None = None) -> Plan:
     """A plan without a compiler.
 
     Args:
       request: what to plan.
       lower: for GPUs, also checks that every operation of the step can be lowered for CUDA.
+      traces: kept from call to call, saves tracing runs that differ only in how `data` and `fsdp` share the batch.
 
     Raises:
       UserError: if the run does not fit together, or the mesh has axes that are not modelled.
@@ -52,8 +53,10 @@ def analytical_plan(request: Request, lower: bool = True) -> Plan:
     mesh = AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     with compiling_for(topology.chip_name if chip.dims else chip.platform, topology.num_devices):
         job = set_up(experiment, mesh, request.vocab_size)
+        kept, key = {} if traces is None else traces, repr((_without_mesh(experiment), sizes["tensor"]))
         with jax.sharding.use_abstract_mesh(mesh):
-            traced = jax.jit(job.train_step).trace(job.state, job.batch)
+            traced = kept.get(key) or jax.jit(job.train_step).trace(job.state, job.batch)
+            kept[key] = traced
             if lower and chip.platform == "gpu":
                 traced.lower(lowering_platforms=("cuda",))
     jaxpr, data = traced.jaxpr, experiment.data
@@ -76,7 +79,11 @@ def analytical_plan(request: Request, lower: bool = True) -> Plan:
     )
 
 
-def predicted_memory(job: Job, jaxpr: Any, sizes: dict[str, int], experiment: Any) -> Memory:
+def _without_mesh(experiment: Experiment) -> Experiment:
+    return dataclasses.replace(experiment, mesh=MeshConfig())
+
+
+def predicted_memory(job: Job, jaxpr: Any, sizes: dict[str, int], experiment: Experiment) -> Memory:
     """Memory by playing the program; what it needs beside its arguments is one number here."""
     data, parameters = experiment.data, jax.tree.leaves(job.state.params)
     rows = {data.batch_size, data.batch_size // experiment.run.num_microbatches}

@@ -16,11 +16,14 @@ class Request:
       experiment: the run's configuration.
       topology: the devices.
       vocab_size: of the tokenizer (or the model, where that states it).
+      quick: stop the compiler when it has reserved memory: about an eighth of its time, but without cycles, so that
+        time is by FLOPs at a fixed share of the peak and the collectives of the compiled program.
     """
 
     experiment: Experiment
     topology: Topology
     vocab_size: int
+    quick: bool = False
 
 
 @dataclass
@@ -28,7 +31,7 @@ class Plan:
     """The answer.
 
     Attributes:
-      source: `compiler`: memory and schedule of the compiled step; `model`: the analytical model.
+      source: `compiler`: memory and schedule of the compiled step; `quick`: see Request; `model`: the analytical model.
       topology: the devices.
       mesh: sizes of the mesh's axes.
       num_parameters: of the model.

@@ -41,17 +41,17 @@ def report(plan: Plan, *, tokens: float | None, price: float | None) -> Renderab
 def _head(plan: Plan) -> Text:
     active = f" ({number(plan.num_active_parameters)} active)" if plan.num_active_parameters else ""
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    made = (
-        f"{plan.versions}, {plan.compile_seconds:.0f} s"
-        if plan.source == "compiler"
-        else plan.versions or "nothing was compiled"
-    )
+    made = {
+        "compiler": f"compiled by {plan.versions} in {plan.compile_seconds:.0f} s",
+        "quick": f"memory and collectives by {plan.versions}, time by the analytical model",
+        "model": f"ANALYTICAL MODEL: {plan.versions or 'nothing was compiled'}",
+    }[plan.source]
     rows = f"{plan.rows_per_device:g} sequence{'s' if plan.rows_per_device != 1 else ''} per device"
     return Text.assemble(
         (f"{number(plan.num_parameters)} parameters{active}", "bold"),
         f" on {plan.topology.describe()}\n",
         f"mesh {mesh}; {number(plan.tokens_per_step)} tokens per step, {rows}\n",
-        (f"{'compiled by' if plan.source == 'compiler' else 'ANALYTICAL MODEL:'} {made}", "dim"),
+        (made, "dim"),
     )
 
 
@@ -66,7 +66,7 @@ def _memory(plan: Plan) -> Iterator[RenderableType]:
     yield _bar(list(parts.items()), max(capacity, memory.total))
     table = Table.grid(padding=(0, 2))
     for name, size in parts.items():
-        kind = "exact" if name in memory.exact else "compiler" if plan.source == "compiler" else "estimated"
+        kind = "exact" if name in memory.exact else "estimated" if plan.source == "model" else "compiler"
         what = {"activations": "activations kept for the backward pass"}.get(name, name)
         what = "activations, gradients, temporaries" if kind == "estimated" else what
         amount = f"{size / unit:,.2f} {'GiB' if unit == GiB else 'MiB'}"
@@ -136,7 +136,7 @@ def _speed(plan: Plan, tokens: float | None, price: float | None) -> Text:
 
 def _trust(plan: Plan) -> Iterator[Text]:
     """What is exact and what is not."""
-    if plan.source == "compiler":
+    if plan.source != "model":
         yield Text("Exact: parameters, optimizer state, batch, the compiler's memory and its collectives.", "dim")
     else:
         yield Text("Exact: parameters, optimizer state, batch, model FLOPs. All else is a model of the step.", "yellow")

@@ -1,7 +1,6 @@
 """Finds the mesh, the microbatches and the recomputation with which a run is fastest on given devices."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from t5x_like.planning.topology import Topology, slice_shapes
 from t5x_like.training.experiment import Experiment
 
 SPLIT_BY_MODEL = (1, 2, 4, 8)
-MICROBATCHES = (1, 2, 4, 8)
+MICROBATCHES = (1, 2, 4)
 REMAT = ("none", "dots", "full")
 MARGIN = 2.0
 """The memory model may be wrong by this factor before it rules a candidate out."""
@@ -60,6 +59,7 @@ def candidates(request: Request) -> Iterator[Candidate]:
     Those that the run's own checks refuse are left out.
     """
     experiment, devices = request.experiment, request.topology.num_devices
+    traces: dict = {}
     for tensor in SPLIT_BY_MODEL:
         for data in _data_sizes(request.topology):
             if devices % (tensor * data):
@@ -75,7 +75,7 @@ def candidates(request: Request) -> Iterator[Candidate]:
                     }
                     try:
                         asked = dataclasses.replace(request, experiment=changed(experiment, settings))
-                        yield Candidate(settings, asked, analytical_plan(asked, lower=False))
+                        yield Candidate(settings, asked, analytical_plan(asked, lower=False, traces=traces))
                     except UserError:
                         continue
 
@@ -83,7 +83,7 @@ def candidates(request: Request) -> Iterator[Candidate]:
 def _data_sizes(topology: Topology) -> list[int]:
     """Copies of the model: one per slice or node at least where there are several, which saves the slow network."""
     groups = topology.num_devices // topology.devices_per_group
-    return sorted({1, groups, *(groups * n for n in (2, 4, 8) if groups * n <= topology.num_devices)})
+    return sorted({1, groups, groups * 4})
 
 
 def changed(experiment: Experiment, settings: dict[str, int | str]) -> Experiment:
@@ -119,42 +119,55 @@ def worth_compiling(found: list[Candidate], most: int) -> list[Candidate]:
 
 
 def search(
-    request: Request, *, most: int, workers: int, cache: Path | None, advance: Callable[[int, int], None]
+    request: Request,
+    *,
+    most: int,
+    finalists: int,
+    workers: int,
+    cache: Path | None,
+    advance: Callable[[int, int], None],
 ) -> list[Result]:
     """Plans the candidates and ranks them: what fits by time, then what does not.
 
+    The analytical model rules out the hopeless; the compiler's memory and collectives (`Request.quick`) rank the rest;
+    the best of them are compiled to the end.
+
     Args:
       request: the run; its mesh, microbatches and recomputation are what is searched.
-      most: candidates to compile; the memory and time of all others come from the analytical model alone.
+      most: candidates to compile.
+      finalists: candidates to compile to the end.
       workers: compilers at a time.
       cache: of former answers.
-      advance: called with how many are done, of how many.
+      advance: called with how many answers there are, of how many.
 
     Raises:
       UserError: if no candidate fits together with the run (batch, heads, devices).
     """
     found = list(candidates(request))
     if not found:
-        data = request.experiment.data
         raise UserError(
-            f"No mesh of {request.topology.num_devices} devices divides DataConfig.batch_size ({data.batch_size}) and the "
-            "heads: choose a batch that is a multiple of the devices."
+            f"No mesh of {request.topology.num_devices} devices divides DataConfig.batch_size "
+            f"({request.experiment.data.batch_size}) and the heads: choose a batch that is a multiple of the devices."
         )
     chosen = worth_compiling(found, most)
     if not has_compiler(request.topology.chip.platform):
         return ranked([Result(candidate, candidate.model) for candidate in chosen])
-    results = []
+    total = len(chosen) + min(finalists, len(chosen))
     with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(_try, candidate, cache) for candidate in chosen]
-        for future in as_completed(waiting):
-            results.append(future.result())
-            advance(len(results), len(chosen))
-    return ranked(results)
+
+        def compiled(asked: list[Candidate], done: int, quick: bool) -> list[Result]:
+            waiting = [pool.submit(_try, candidate, cache, quick) for candidate in asked]
+            return [(advance(done + n, total), future.result())[1] for n, future in enumerate(as_completed(waiting), 1)]
+
+        quick = ranked(compiled(chosen, 0, True))
+        best = [result.candidate for result in quick if result.fits][:finalists]
+        final = compiled(best, len(chosen), False)
+    return [*ranked(final), *(result for result in quick if result.candidate not in best)]
 
 
-def _try(candidate: Candidate, cache: Path | None) -> Result:
+def _try(candidate: Candidate, cache: Path | None, quick: bool) -> Result:
     try:
-        return Result(candidate, compile_plan(candidate.request, cache))
+        return Result(candidate, compile_plan(dataclasses.replace(candidate.request, quick=quick), cache))
     except (CompilerCrash, UserError) as error:  # recorded; the others go on
         return Result(candidate, None, str(error).splitlines()[0])
 
@@ -196,7 +209,3 @@ def fit(request: Request, plan: Callable[[Request], Plan]) -> tuple[Topology, Pl
         if answer.out_of_memory is None:
             return topology, answer
     return None
-
-
-def default_workers() -> int:
-    return max(1, (os.cpu_count() or 2) // 2 * 2)

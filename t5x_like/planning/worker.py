@@ -5,10 +5,12 @@ the devices of the process that asks.
 """
 
 import importlib.metadata
+import os
 import pickle
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -21,10 +23,10 @@ from t5x_like.planning.flops import count_flops
 from t5x_like.planning.hlo import Module, parse_module
 from t5x_like.planning.memory import from_compiler
 from t5x_like.planning.plan import Plan, Request
-from t5x_like.planning.timing import predict
+from t5x_like.planning.timing import EFFICIENCY, Timing, predict
 from t5x_like.planning.topology import Topology
 from t5x_like.sharding.mesh import build_mesh
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.setup import Job, compile_step, set_up
 
 OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMGT]?)\) exceeds available", re.DOTALL)
 
@@ -36,6 +38,8 @@ def main(arguments: list[str]) -> None:
     except UserError as error:
         answer = error
     answer_file.write_bytes(pickle.dumps(answer))
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for a compiler that was not needed to the end
 
 
 def plan(request: Request, dump: Path) -> Plan:
@@ -48,10 +52,7 @@ def plan(request: Request, dump: Path) -> Plan:
         with jax.set_mesh(mesh):
             hardware_flops = count_flops(jax.make_jaxpr(job.train_step)(job.state, job.batch))
         start = time.perf_counter()
-        try:
-            compiled, needed = compile_step(job), None
-        except jax.errors.JaxRuntimeError as error:
-            compiled, needed = None, _bytes_needed(error)
+        compiled, needed = _compile(job, dump if request.quick else None)
     seconds = time.perf_counter() - start
     module = parse_module(_dumped(dump, "after_codegen" if topology.chip.dims and compiled else "after_optimizations"))
     assignment = _dumped(dump, "after_optimizations-buffer-assignment")
@@ -59,7 +60,7 @@ def plan(request: Request, dump: Path) -> Plan:
     data = experiment.data
     tokens = data.batch_size * data.sequence_length
     return Plan(
-        source="compiler",
+        source="quick" if request.quick else "compiler",
         topology=topology,
         mesh=dict(mesh.shape),
         num_parameters=job.num_parameters,
@@ -70,7 +71,7 @@ def plan(request: Request, dump: Path) -> Plan:
         out_of_memory=needed,
         model_flops=job.flops_per_token(data.sequence_length) * tokens,
         hardware_flops=hardware_flops,
-        timing=_timing(module, topology, mesh) if compiled is not None else None,
+        timing=None if needed else _timing(module, topology, mesh, hardware_flops if request.quick else None),
         compile_seconds=seconds,
         versions=_versions(topology),
     )
@@ -98,8 +99,33 @@ def network_of(topology: Topology, mesh: jax.sharding.Mesh) -> Network:
     return Network(topology, mesh.axis_names, mesh.axis_sizes, np.array([(*c[:dims], c[-1]) for c in coords]))
 
 
-def _timing(module: Module, topology: Topology, mesh: jax.sharding.Mesh):
-    return predict(module, network_of(topology, mesh)) if topology.chip.clock else None
+def _timing(module: Module, topology: Topology, mesh: jax.sharding.Mesh, flops: float | None) -> Timing | None:
+    if topology.chip.clock is None:
+        return None
+    timing = predict(module, network_of(topology, mesh))
+    if flops is None:
+        return timing
+    compute = flops / topology.num_devices / (topology.chip.peak_flops * EFFICIENCY)
+    exposed = sum(c.exposed for c in timing.collectives)
+    return Timing(compute + exposed, compute, collectives=timing.collectives, assumed_loops=timing.assumed_loops)
+
+
+def _compile(job: Job, dump: Path | None) -> tuple[jax.stages.Compiled | None, int | None]:
+    """The program and nothing; nothing and the bytes needed if it runs out of memory; or nothing twice.
+
+    With `dump`, the last: as soon as the compiler has written there which memory it reserves, while it goes on.
+    """
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(compile_step, job)
+    while dump is not None and not future.done():
+        if list(dump.glob("*train_step*after_buffer_assignment.txt")):
+            time.sleep(0.5)  # until the file is whole
+            return None, None
+        time.sleep(0.1)
+    try:
+        return future.result(), None
+    except jax.errors.JaxRuntimeError as error:
+        return None, _bytes_needed(error)
 
 
 def _bytes_needed(error: Exception) -> int:

@@ -8,8 +8,9 @@ import pytest
 
 from t5x_like.config import parse_config
 from t5x_like.errors import UserError
-from t5x_like.planning.analytical import EFFICIENCY, analytical_plan
+from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.plan import Request
+from t5x_like.planning.timing import EFFICIENCY
 from t5x_like.planning.topology import parse_topology
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.experiment import Experiment
