@@ -5,14 +5,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.errors import UserError
 from t5x_like.planning.analytical import analytical_plan
+from t5x_like.planning.compare import comparison, measured, topology_name
 from t5x_like.planning.compile import INSTALL, compile_plan, has_compiler
+from t5x_like.planning.page import page
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.report import report
 from t5x_like.planning.search import fit, search
@@ -43,11 +47,20 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("fit", False, "Find the smallest slice of the chip on which the run fits.", **define)
     flags.DEFINE_integer("max_candidates", 24, "Candidates of --search that are compiled.", lower_bound=1, **define)
     flags.DEFINE_integer("workers", 2, "Compilers at a time in --search.", lower_bound=1, **define)
+    flags.DEFINE_string("compare", None, "MODEL_DIR of a run: sets its measured steps beside the plan.", **define)
+    flags.DEFINE_string(
+        "html", None, "Also write a page to this file: memory, timeline, and the search's plot.", **define
+    )
     flags.DEFINE_string("json", None, "Also write the plan to this file.", **define)
 
 
 def command(values: flags.FlagValues) -> int | None:
     """Plans a run for chips that need not be there: memory, collectives, time of a step, MFU, days and cost."""
+    jax.config.update("jax_platforms", "cpu")  # planning needs no device, and must not take one from a run
+    run = measured(values.compare) if values.compare else None
+    if run is not None:
+        values.gin_file = values.gin_file or [str(RunDirectory(values.compare).operative_config)]
+        values.topology = values.topology or topology_name(run)
     configured = cli.configured(values, Experiment)
     if configured is None:
         return None
@@ -61,8 +74,12 @@ def command(values: flags.FlagValues) -> int | None:
     plan = fit_command(request) if values.fit else one_plan(request, values.analytical)
     tokens = values.tokens or plan.tokens_per_step * experiment.run.steps
     console.print(report(plan, tokens=tokens, price=values.price_per_chip_hour))
+    if run is not None:
+        console.print(comparison(plan, run))
     if values.json:
-        write(values.json, as_dict(plan))
+        write(values.json, json.dumps(as_dict(plan), indent=2))
+    if values.html:
+        write(values.html, page(plan))
     return None
 
 
@@ -107,14 +124,17 @@ def search_command(request: Request, values: flags.FlagValues) -> None:
     console.print(search_report(results))
     if values.json:
         rows = [(r.candidate.settings, r.error, r.plan and as_dict(r.plan)) for r in results]
-        write(values.json, [{"settings": s, "error": error, "plan": plan} for s, error, plan in rows])
+        listed = [{"settings": settings, "error": error, "plan": plan} for settings, error, plan in rows]
+        write(values.json, json.dumps(listed, indent=2))
+    if values.html and results[0].plan is not None:
+        write(values.html, page(results[0].plan, results))
 
 
-def write(path: str, value: dict | list) -> None:
+def write(path: str, text: str) -> None:
     try:
-        Path(path).write_text(json.dumps(value, indent=2) + "\n")
+        Path(path).write_text(text + "\n")
     except OSError as error:
-        raise UserError(f"--json={path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def vocabulary(experiment: Experiment, stated: int | None) -> int:

@@ -65,6 +65,14 @@ CHIPS: dict[str, Chip] = {
     "cpu": Chip("cpu", 0, 0, 0, 0),
 }
 
+# JAX has two spellings for some.
+KINDS = {chip.kind: name for name, chip in CHIPS.items()} | {
+    "TPU v5": "v5p",
+    "TPU v5 lite": "v5e",
+    "TPU v6 lite": "v6e",
+}
+"""Chips by the kind of their devices."""
+
 SHAPES = {
     2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16"),

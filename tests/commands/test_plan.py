@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from t5x_like.commands import plan
+from t5x_like.commands import plan, train
 
 RUN = ("--gin_file=runs/quickstart.gin", "--gin.MODEL_DIR=unused")
 
@@ -32,3 +32,23 @@ def test_a_plan_is_shown_and_written(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "MEMORY per device" in shown
     assert "parameters" in shown
+
+
+def test_a_runs_measured_steps_stand_beside_the_plan(tmp_path, capsys):
+    """The run's own configuration and devices are found in its directory."""
+    directory = tmp_path / "run"
+    small = ["--gin.StackConfig.num_layers=1", "--gin.DecoderConfig.d_model=32", "--gin.BATCH_SIZE=8"]
+    bytes_only = ["--gin.DataConfig.tokenizer=@ByteTokenizerConfig()", "--gin.SEQUENCE_LENGTH=32"]
+    (tmp_path / "text.txt").write_text("all work and no play makes a dull test\n" * 200)
+    text = [
+        "--gin_file=data/text.gin",
+        f"--gin.TEXT_FILES={tmp_path / 'text.txt'}",
+        "--gin.DataConfig.split='position'",
+    ]
+    logs = ["--gin.RunConfig.logging=@LoggingConfig()", "--gin.LoggingConfig.every_steps=1", "--gin.STEPS=4"]
+    arguments = ["--gin_file=runs/quickstart.gin", *text, *small, *bytes_only, *logs, f"--gin.MODEL_DIR={directory}"]
+    assert train.main([*arguments, "--gin.LoggingConfig.sample_tokens=0", "--gin.WARMUP_STEPS=1"]) == 0
+    assert plan.main([f"--compare={directory}"]) == 0
+    shown = capsys.readouterr().out
+    assert "on cpu:8" in shown
+    assert "median of 3 records on 8 x cpu" in shown
