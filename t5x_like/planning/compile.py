@@ -25,6 +25,8 @@ LIBTPU_ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
+PATIENCE = 1800
+"""Seconds after which a compiler has got stuck."""
 INSTALL = "pip install 't5x_like[plan]'"
 
 
@@ -66,8 +68,12 @@ def _ask(request: Request, directory: Path) -> Plan:
     question.write_bytes(pickle.dumps(request))
     dump.mkdir()
     command = [sys.executable, "-m", "t5x_like.planning.worker", str(question), str(answer), str(dump)]
-    with open(log, "wb") as output:
-        code = subprocess.run(command, env=_environment(request, dump), stdout=output, stderr=output).returncode
+    environment = _environment(request, dump)
+    try:
+        with open(log, "wb") as output:
+            code = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=PATIENCE).returncode
+    except subprocess.TimeoutExpired as error:
+        raise CompilerCrash(f"The compiler was stopped after {PATIENCE / 60:.0f} minutes without an answer.") from error
     if not answer.exists():
         raise CompilerCrash(_explain(log.read_text(errors="replace"), code))
     result = pickle.loads(answer.read_bytes())

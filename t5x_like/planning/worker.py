@@ -115,14 +115,15 @@ def _compile(job: Job, dump: Path | None) -> tuple[jax.stages.Compiled | None, i
 
     With `dump`, the last: as soon as the compiler has written there which memory it reserves, while it goes on.
     """
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(compile_step, job)
-    while dump is not None and not future.done():
-        if list(dump.glob("*train_step*after_buffer_assignment.txt")):
-            time.sleep(0.5)  # until the file is whole
-            return None, None
-        time.sleep(0.1)
     try:
+        if dump is None:
+            return compile_step(job), None  # in this thread: beside another one libtpu has been seen to hang
+        future = ThreadPoolExecutor(1).submit(compile_step, job)
+        while not future.done():
+            if list(dump.glob("*train_step*after_buffer_assignment.txt")):
+                time.sleep(0.5)  # until the file is whole
+                return None, None
+            time.sleep(0.1)
         return future.result(), None
     except jax.errors.JaxRuntimeError as error:
         return None, _bytes_needed(error)

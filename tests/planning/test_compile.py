@@ -45,7 +45,7 @@ def test_answers_are_remembered(request_for_cpu, cpu_plan, tmp_path, monkeypatch
     ],
 )
 def test_what_a_dead_compiler_says_is_explained(request_for_cpu, monkeypatch, log, message):
-    def run(command, env, stdout, stderr):
+    def run(command, env, stdout, stderr, timeout):
         stdout.write(log.encode())
         return planning.subprocess.CompletedProcess(command, 1)
 
