@@ -28,7 +28,8 @@ RECIPES = {
 
 HEAD = """# What the recipes take
 Written by `python scripts/plan_recipes.py`, which compiles each recipe's own training step for chips that are not
-there. Memory is the compiler's; time and MFU are estimates (the compiler's cycles and the network's bandwidth). A mesh file `meshes/RECIPE_CHIP.gin` is used where there is one, else the run's own.
+there. Memory is the compiler's; time and MFU are estimates (the compiler's cycles and the network's bandwidth). A mesh
+file `meshes/RECIPE_CHIP.gin` is used where there is one, else the run's own.
 
 | recipe | topology | mesh | parameters | tokens per step | GiB per device | step | MFU |
 |---|---|---|---|---|---|---|---|
