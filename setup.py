@@ -51,6 +51,7 @@ setup(
             "import-linter>=2",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "pyyaml>=6",
             "ruff>=0.17,<0.18",
             "scipy>=1.14",
         ],

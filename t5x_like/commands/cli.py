@@ -49,6 +49,7 @@ def run(
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
         if values.num_cpu_devices is not None:
             _use_cpu_devices(values.num_cpu_devices)
+        _use_compilation_cache(values.compilation_cache)
         for module in values.plugin:
             _import_plugin(module)
         return command(values) or 0
@@ -123,6 +124,12 @@ def _define_shared_flags(values: flags.FlagValues) -> None:
         "On a GPU, use only operations that give the same bits in every run (slower); CPU and TPU always do.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "compilation_cache",
+        "~/.cache/t5x_like/jax",
+        "Directory that keeps compiled programs, so that a second start compiles nothing; empty: none is kept.",
+        flag_values=values,
+    )
     flags.DEFINE_bool("print_config", False, "Print all values with their origins, and stop.", flag_values=values)
     flags.DEFINE_string("explain", None, "Explain a class, a Class.field or a macro, and stop.", flag_values=values)
     flags.DEFINE_bool("help", False, "Print this, and stop.", short_name="h", flag_values=values)
@@ -159,6 +166,12 @@ def _use_cpu_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
         raise UserError(f"--num_cpu_devices={count} comes too late: JAX has already started in this process") from error
+
+
+def _use_compilation_cache(directory: str) -> None:
+    # JAX's own setting (JAX_COMPILATION_CACHE_DIR) has the last word.
+    if directory and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
 
 
 def _import_plugin(module: str) -> None:

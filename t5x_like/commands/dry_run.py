@@ -1,9 +1,8 @@
 """What `train --dry_run` prints: everything that shapes alone can tell."""
 
-import jax
-
 from t5x_like.data.build import build_data
-from t5x_like.sharding.layout import bytes_on_device, layout_table
+from t5x_like.planning.memory import bytes_per_device
+from t5x_like.sharding.layout import layout_table
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.setup import set_up
@@ -38,8 +37,3 @@ def dry_run(experiment: Experiment) -> str:
     sizes = {name: bytes_per_device(part) for name, part in parts.items()}
     lines += [f"  {name:<12}{size / 2**20:>12,.1f} MiB" for name, size in sizes.items() if size]
     return "\n".join([*lines, f"  {'sum':<12}{sum(sizes.values()) / 2**20:>12,.1f} MiB"])
-
-
-def bytes_per_device(tree) -> int:
-    """Bytes that the device with the largest share holds of a tree of shapes with shardings."""
-    return sum(map(bytes_on_device, jax.tree.leaves(tree)))

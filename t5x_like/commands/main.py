@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "score a trained model on its validation split",
     "generate": "continue prompts with a trained model",
     "prepare": "make a corpus to train from: clean, deduplicate, tokenise",
+    "plan": "what a run would take on a TPU pod or GPUs: memory, time, cost",
     "convert": "import a model from Hugging Face's format, or export one",
 }
 

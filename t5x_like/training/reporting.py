@@ -115,10 +115,15 @@ class Reporter:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now, waited = time.perf_counter(), self._loader.seconds_waited
         seconds = now - self._clock
-        tokens_per_second = (step - self._clock_step) * self._tokens_per_step / seconds
+        seconds_per_step = seconds / (step - self._clock_step)
+        tokens_per_second = self._tokens_per_step / seconds_per_step
         waiting = (waited - self._waited) / seconds
         self._clock, self._clock_step, self._waited = now, step, waited
-        values |= {"tokens_per_second": tokens_per_second, "waiting_for_data": waiting}
+        values |= {
+            "seconds_per_step": seconds_per_step,
+            "tokens_per_second": tokens_per_second,
+            "waiting_for_data": waiting,
+        }
         mfu = model_flops_utilization(tokens_per_second, self._flops_per_token, jax.device_count(), self._peak)
         if mfu is not None:
             values["mfu"] = mfu
