@@ -171,6 +171,7 @@ def test_a_changed_model_is_refused_and_nothing_is_lost(trained, capsys):
 
 def test_a_changed_run_is_accepted_by_name(directory, capsys):
     assert main(["train", *flags(directory, STEPS=10)]) == 0
+    capsys.readouterr()
     changed = flags(directory, STEPS=12, **{"DecoderConfig.dropout_rate": 0.1, "DataConfig.seed": 7})
     message = refused(["train", *changed], capsys)
     assert "data.seed: 0 -> 7" in message
