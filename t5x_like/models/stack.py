@@ -37,6 +37,7 @@ NAMED_TENSORS = ("query", "key", "value", "attention", "mlp", "gate")
 """What a block names with `checkpoint_name`, in the order it is computed; the kernels name `attention` themselves."""
 
 Vectors = Float[Array, "batch length embed"]
+Bias = Float[Array, "heads buckets"] | None
 LayerResults = dict[str, list[Any]]
 """State and router statistics of layers, by place in the cycle or number of the layer."""
 States = dict[str, dict[str, BlockState]]
@@ -251,7 +252,7 @@ class Stack(Module):
         """Runs all layers; what belongs to scanned layers is stacked over the cycles."""
         first = len(self.config.first)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
-        run = Run(self.position_bias.added_to(attend), Rows(tokens, encoded))
+        run = Run(partial(self.position_bias.added_to, attend), self.position_bias.parameters(), Rows(tokens, encoded))
         given = {"scanned": {}, "unrolled": {}} if states is None else states
         x, begun = self.run_unrolled(x, [i for i in self.config.unrolled if i < first], run, given["unrolled"], keys)
         x, cycles = self.run_cycles(x, run, given["scanned"], keys)
@@ -271,7 +272,8 @@ class Stack(Module):
         for i in layers:
             graphdef, params = split(self.unrolled[str(i)])
             layer = self.config.checkpointed(partial(run.layer, graphdef), in_scan=False)
-            x, *results[str(i)] = layer(x, params, states.get(str(i)), None if keys is None else keys[i], run.rows)
+            key = None if keys is None else keys[i]
+            x, *results[str(i)] = layer(x, params, states.get(str(i)), key, run.rows, run.bias)
         return x, results
 
     def run_cycles(
@@ -287,19 +289,20 @@ class Stack(Module):
             begin = len(config.first)
             keys = keys[begin : begin + config.num_cycles * size].reshape(-1, size)
 
-        def cycle(x: Vectors, layers: tuple[Any, ...], rows: Rows) -> tuple[Vectors, LayerResults]:
+        def cycle(x: Vectors, layers: tuple[Any, ...], rows: Rows, bias: Bias) -> tuple[Vectors, LayerResults]:
             params, states, keys = layers
             results = {}
             for i, block in enumerate(blocks):
-                x, *results[str(i)] = block(x, params[i], states.get(str(i)), None if keys is None else keys[i], rows)
+                key = None if keys is None else keys[i]
+                x, *results[str(i)] = block(x, params[i], states.get(str(i)), key, rows, bias)
             return x, results
 
         if pipeline.num_stages() > 1 and not states:
-            return self.pipeline_cycles(x, cycle, (params, {}, keys), run.rows)
-        return lax.scan(lambda x, layers: cycle(x, layers, run.rows), x, (params, states, keys))
+            return self.pipeline_cycles(x, cycle, (params, {}, keys), run)
+        return lax.scan(lambda x, layers: cycle(x, layers, run.rows, run.bias), x, (params, states, keys))
 
     def pipeline_cycles(
-        self, x: Vectors, cycle: Callable, layers: tuple[Any, ...], rows: "Rows"
+        self, x: Vectors, cycle: Callable, layers: tuple[Any, ...], run: "Run"
     ) -> tuple[Vectors, LayerResults]:
         """The cycles in stages; those that fill up the last stages are skipped."""
         schedule, count = self.config.pipeline, self.config.num_cycles
@@ -310,7 +313,7 @@ class Stack(Module):
         is_cycle = jnp.arange(count + padding) < count
         number = jnp.arange(x.shape[0], dtype=jnp.int32) % schedule.num_microbatches
 
-        def run_some(layers, x, rows):
+        def run_some(layers, x, rows, bias):
             rows, number = rows
 
             def step(x, layer):
@@ -320,11 +323,11 @@ class Stack(Module):
                     # Every microbatch draws its own.
                     fold = jax.vmap(jax.random.fold_in, (0, None))
                     keys = fold(jax.random.wrap_key_data(key_data), number[0])
-                run = lambda x: cycle(x, (params, {}, keys), rows)
+                work = lambda x: cycle(x, (params, {}, keys), rows, bias)
                 if not padding:
-                    return run(x)
-                nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(run, x)[1])
-                return lax.cond(is_cycle, run, lambda x: (x, nothing), x)
+                    return work(x)
+                nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(work, x)[1])
+                return lax.cond(is_cycle, work, lambda x: (x, nothing), x)
 
             return lax.scan(step, x, layers)
 
@@ -332,7 +335,8 @@ class Stack(Module):
             run_some,
             (stacked, is_cycle),
             x,
-            (rows, number),
+            (run.rows, number),
+            run.bias,
             num_microbatches=schedule.num_microbatches,
             repeats=schedule.repeats,
         )
@@ -355,11 +359,13 @@ class Run(NamedTuple):
     """One run of a stack's layers.
 
     Attributes:
-      attend: the core of attention.
+      attend_with: from the parameters of the position bias to the core of attention.
+      bias: these parameters.
       rows: of the batch.
     """
 
-    attend: Attend
+    attend_with: Callable[[Bias], Attend]
+    bias: Bias
     rows: Rows
 
     def layer(
@@ -370,9 +376,10 @@ class Run(NamedTuple):
         state: BlockState | None,
         key: PRNGKeyArray | None,
         rows: Rows,
+        bias: Bias,
     ) -> tuple[Vectors, BlockState | None, RouterStats | None]:
-        block = merge(graphdef, params)
-        return block(x, tokens=rows.tokens, attend=self.attend, encoded=rows.encoded, state=state, dropout_key=key)
+        block, attend = merge(graphdef, params), self.attend_with(bias)
+        return block(x, tokens=rows.tokens, attend=attend, encoded=rows.encoded, state=state, dropout_key=key)
 
 
 class PositionBias(Module):
@@ -386,12 +393,15 @@ class PositionBias(Module):
         shape = (self.num_heads, self.config.num_buckets if is_table else 0)
         self.table = parameter(init(key, shape, *shape[::-1]), ("heads", "buckets")) if is_table else None
 
-    def added_to(self, attend: Attend) -> Attend:
+    def parameters(self) -> Bias:
+        return None if self.table is None else self.table[...]
+
+    def added_to(self, attend: Attend, parameters: Bias) -> Attend:
         """`attend` with the bias among its options."""
         match self.config:
             case RelativeBiasConfig():
                 spec = RelativeBias(self.config.num_buckets, self.config.max_distance, self.bidirectional)
-                return partial(attend, relative_bias=(spec, self.table[...]))
+                return partial(attend, relative_bias=(spec, parameters))
             case AlibiConfig():
                 return partial(attend, alibi_slopes=alibi_slopes(self.num_heads))
         return attend

@@ -60,8 +60,6 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             free = ", ".join(axis for axis, size in sizes.items() if size == -1)
             raise UserError(f"MeshConfig has -1 for {free}: at most one axis may take the devices left.")
-        if self.stage != 1:
-            raise UserError(f"MeshConfig.stage is {self.stage}: only the other axes can be above 1 for now.")
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -18,8 +18,11 @@ from jaxtyping import Array, Float, Int
 from t5x_like.sharding.logical import automatic_axes
 
 Tree = Any
-RunLayers = Callable[[Tree, Float[Array, "rows length embed"], Tree], tuple[Float[Array, "rows length embed"], Tree]]
-"""(layers stacked on a leading dim, vectors, what else belongs to the rows) -> (vectors, results stacked by layer)."""
+RunLayers = Callable[
+    [Tree, Float[Array, "rows length embed"], Tree, Tree], tuple[Float[Array, "rows length embed"], Tree]
+]
+"""(layers stacked on a leading dim, vectors, what else belongs to the rows, what belongs to all) -> (vectors, results
+stacked by layer)."""
 
 
 def num_stages() -> int:
@@ -37,6 +40,7 @@ def pipelined(
     layers: Tree,
     x: Float[Array, "batch length embed"],
     rows: Tree,
+    shared: Tree,
     *,
     num_microbatches: int,
     repeats: int = 1,
@@ -51,6 +55,7 @@ def pipelined(
       layers: arrays with a leading dim of layers, a multiple of stages x repeats.
       x: the vectors.
       rows: what else belongs to the rows of the batch: arrays [batch, ...].
+      shared: arrays that all layers and rows have in common.
       num_microbatches: M; at least the number of stages where `repeats` is above 1.
       repeats: turns that a microbatch makes through all stages.
 
@@ -64,10 +69,12 @@ def pipelined(
     by_stage, whole = PartitionSpec(None, "stage"), PartitionSpec()
     outputs, results = jax.shard_map(
         lambda *args: _run_stage(run, *args, repeats=repeats),
-        in_specs=(by_stage, whole, whole),
+        in_specs=(by_stage, whole, whole, whole),
         out_specs=(PartitionSpec("stage"), by_stage),
         axis_names={"stage"},
-    )(turns, x, rows)
+        # Kernels inside have types of their own.
+        check_vma=False,
+    )(turns, x, rows, shared)
     # Only what the last stage has collected counts.
     outputs = jnp.swapaxes(outputs[-count:], 0, 1)
     merge = lambda a: a.reshape(-1, *a.shape[3:])
@@ -79,23 +86,21 @@ def _by_turn(a: Array, stages: int, repeats: int) -> Array:
     return a.reshape(repeats, stages, a.shape[0] // (stages * repeats), *a.shape[1:])
 
 
-def _run_stage(run: RunLayers, turns: Tree, x: Array, rows: Tree, *, repeats: int) -> tuple[Array, Tree]:
+def _run_stage(run: RunLayers, turns: Tree, x: Array, rows: Tree, shared: Tree, *, repeats: int) -> tuple[Array, Tree]:
     """What one stage does: at each tick a microbatch, if there is one, then everything moves to the next stage."""
     count, stages = x.shape[0], lax.axis_size("stage")
     stage = lax.axis_index("stage")
-    varying = lambda tree: jax.tree.map(lambda a: lax.pcast(a, "stage", to="varying"), tree)
-    x, rows = varying((x, rows))
     pick = lambda tree, index: jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, 0, keepdims=False), tree)
 
     def work(job: Int[Array, ""], received: Array) -> tuple[Array, Tree]:
         """The turn and the microbatch of a job, from 0 to repeats * count - 1."""
         turn, microbatch = job // count, job % count
         layers = jax.tree.map(lambda a: a[0], pick(turns, turn))
-        return run(layers, received, pick(rows, microbatch))
+        return run(layers, received, pick(rows, microbatch), shared)
 
     one = lambda tree: jax.tree.map(lambda a: a[0], tree)
-    shapes = jax.eval_shape(lambda turns, x, rows: run(one(one(turns)), x[0], one(rows)), turns, x, rows)[1]
-    zeros = lambda *lead: jax.tree.map(lambda a: varying(jnp.zeros((*lead, *a.shape), a.dtype)), shapes)
+    shapes = jax.eval_shape(lambda turns, x, rows: run(one(one(turns)), x[0], one(rows), shared), turns, x, rows)[1]
+    zeros = lambda *lead: jax.tree.map(lambda a: jnp.zeros((*lead, *a.shape), a.dtype), shapes)
 
     def tick(carry, time):
         received, waiting, outputs, totals = carry
@@ -117,8 +122,8 @@ def _run_stage(run: RunLayers, turns: Tree, x: Array, rows: Tree, *, repeats: in
         waiting = waiting.at[came].set(jnp.where(time >= stages - 1, received, waiting[came]))
         return (received, waiting, outputs, totals), None
 
-    empty = jnp.zeros_like(x)
-    carry = (jnp.zeros_like(x[0]), empty, empty, zeros(repeats))
+    empty = jnp.zeros(x.shape, x.dtype)
+    carry = (empty[0], empty, empty, zeros(repeats))
     (_, _, outputs, totals), _ = lax.scan(tick, carry, jnp.arange(count * repeats + stages - 1))
     return outputs, jax.tree.map(lambda a: a[:, None], totals)
 

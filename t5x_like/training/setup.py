@@ -13,11 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.models.losses import Batch
+from t5x_like.models.moe import MoEConfig
 from t5x_like.models.transformer import ModelConfig
+from t5x_like.sharding.experts import check_experts
 from t5x_like.sharding.host_memory import keep_freed_memory
 from t5x_like.sharding.layout import left_whole
 from t5x_like.sharding.logical import partition_spec
 from t5x_like.sharding.mesh import describe_mesh, traced_with
+from t5x_like.sharding.pipeline import bubble
 from t5x_like.sharding.xla_profiles import compiler_options
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import COUNTING_RULE, flops_per_row, peak_flops_per_second
@@ -148,14 +151,14 @@ def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
 
 def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
     """Refuses a batch, heads or rows that the mesh cannot divide evenly."""
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
     rows, parts = experiment.data.batch_size, experiment.run.num_microbatches
     unit = shares * parts
     if rows % unit:
         nearest = sorted({max(unit, rows // unit * unit), math.ceil(rows / unit) * unit})
         shared = f"{shares} shares" + (f" of {parts} microbatches" if parts > 1 else "")
         raise UserError(
-            f"DataConfig.batch_size ({rows}) cannot be divided into data x fsdp = {shared}: "
+            f"DataConfig.batch_size ({rows}) cannot be divided into data x fsdp x expert = {shared}: "
             f"use {' or '.join(map(str, nearest))}, or another mesh."
         )
     tensor = mesh.shape["tensor"]
@@ -166,6 +169,11 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
                     f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
                     f"use tensor={math.gcd(heads, tensor)}, or another number of heads."
                 )
+    mixtures = [block.feedforward for stack in experiment.model.stacks.values() for block in stack.distinct]
+    counts = {mixture.num_experts for mixture in mixtures if isinstance(mixture, MoEConfig)}
+    for num_experts in counts or {None}:
+        check_experts(num_experts, mesh)
+    check_stages(experiment, mesh)
     shares = mesh.shape["sequence"]
     for feature, (row, _) in experiment.data.features.items():
         if row and row[0] % shares:
@@ -174,3 +182,35 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
                 f"Rows of {row[0]} tokens ({feature}) cannot be divided among MeshConfig.sequence ({shares}): "
                 f"use {' or '.join(map(str, nearest))} tokens, or another mesh."
             )
+
+
+def check_stages(experiment: Experiment, mesh: Mesh) -> None:
+    """Refuses pipeline stages without layers or rows, and says how long they will wait."""
+    stages = mesh.shape["stage"]
+    if stages == 1:
+        return
+    rows = experiment.data.batch_size // experiment.run.num_microbatches
+    shares = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    for name, stack in experiment.model.stacks.items():
+        count, repeats = stack.pipeline.num_microbatches, stack.pipeline.repeats
+        if stack.num_cycles < stages * repeats:
+            why = f"it scans {stack.num_cycles} cycles" if stack.scan_layers else "StackConfig.scan_layers is False"
+            raise UserError(
+                f"MeshConfig.stage is {stages} with PipelineConfig.repeats = {repeats}, but the model's {name} cannot "
+                f"be cut into {stages * repeats} pieces: {why}. Use fewer stages, or more layers that are scanned."
+            )
+        if repeats > 1 and count < stages:
+            raise UserError(
+                f"PipelineConfig.repeats is {repeats}, which needs at least as many microbatches as MeshConfig.stage "
+                f"({stages}): raise PipelineConfig.num_microbatches, now {count}."
+            )
+        if rows % (shares * count):
+            unit = shares * count
+            nearest = sorted({max(unit, rows // unit * unit), math.ceil(rows / unit) * unit})
+            raise UserError(
+                f"A batch of {rows} rows cannot be divided into PipelineConfig.num_microbatches ({count}) of "
+                f"data x fsdp x expert = {shares} shares: use {' or '.join(map(str, nearest))} rows, or another number."
+            )
+        level = logging.WARNING if count == 1 else logging.INFO
+        waits = bubble(count, stages, repeats)
+        logging.log(level, "The %s runs in %d stages, which wait %.0f%% of the time.", name, stages, 100 * waits)
