@@ -1,7 +1,5 @@
 """What `train --dry_run` prints: everything that shapes alone can tell."""
 
-import jax
-
 from t5x_like.data.build import build_data
 from t5x_like.planning.memory import bytes_per_device
 from t5x_like.sharding.layout import layout_table
