@@ -16,7 +16,7 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention.target import compiling_for
 from t5x_like.planning.collectives import Network
 from t5x_like.planning.flops import count_flops
-from t5x_like.planning.liveness import peak_bytes, sharded_size
+from t5x_like.planning.liveness import batch_shares, peak_bytes, sharded_size
 from t5x_like.planning.memory import Memory, exact_parts
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.timing import EFFICIENCY, Collective, Segment, Timing
@@ -59,20 +59,20 @@ def analytical_plan(request: Request, lower: bool = True, traces: dict | None = 
             kept[key] = traced
             if lower and chip.platform == "gpu":
                 traced.lower(lowering_platforms=("cuda",))
-    jaxpr, data = traced.jaxpr, experiment.data
+    jaxpr = traced.jaxpr
     memory = predicted_memory(job, jaxpr, sizes, experiment)
-    flops, tokens = count_flops(jaxpr), data.batch_size * data.sequence_length
+    flops = count_flops(jaxpr)
     return Plan(
         source="model",
         topology=topology,
         mesh=sizes,
         num_parameters=job.num_parameters,
         num_active_parameters=None,
-        tokens_per_step=tokens,
-        rows_per_device=data.batch_size / (sizes["data"] * sizes["fsdp"]),
+        tokens_per_step=job.tokens_per_step,
+        rows_per_device=experiment.data.batch_size / batch_shares(sizes),
         memory=memory,
         out_of_memory=memory.total if chip.memory and memory.total > chip.memory else None,
-        model_flops=job.flops_per_token(data.sequence_length) * tokens,
+        model_flops=job.flops_per_token * job.tokens_per_step,
         hardware_flops=flops,
         timing=_timing(job, request, sizes, flops) if chip.peak_flops else None,
         versions=f"lowered for CUDA by jax {jax.__version__}" if lower and chip.platform == "gpu" else "",

@@ -2,11 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxprs_in_params
+
+from t5x_like.sharding.logical import RULES
 
 Size = Callable[[Any], int]
 """Bytes on one device of a value's shape and dtype."""
@@ -147,6 +149,11 @@ def _local_size(aval: Any) -> int:
     return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "shape") else 0
 
 
+def batch_shares(mesh: Mapping[str, int]) -> int:
+    """How many ways a mesh splits the batch."""
+    return math.prod(mesh[axis] for axis in dict(RULES)["batch"])
+
+
 def sharded_size(mesh: dict[str, int], rows: set[int], length: int, tensor_dims: set[int], state: dict) -> Size:
     """Sizes on a device by shape alone: what has rows is split as the batch is, what has heads as they are.
 
@@ -157,7 +164,7 @@ def sharded_size(mesh: dict[str, int], rows: set[int], length: int, tensor_dims:
       tensor_dims: sizes of dims that the tensor axis splits (heads, hidden units, vocabulary).
       state: bytes on a device of parameters (and what is shaped like them) by shape.
     """
-    batch_shares = mesh["data"] * mesh["fsdp"]
+    shares_of_rows = batch_shares(mesh)
 
     def size(aval: Any) -> int:
         if not hasattr(aval, "shape") or not jax.dtypes.issubdtype(aval.dtype, jax.numpy.generic):
@@ -167,7 +174,7 @@ def sharded_size(mesh: dict[str, int], rows: set[int], length: int, tensor_dims:
             return state[aval.shape]
         shares = 1
         if any(dim in rows or dim in {n * length for n in rows} for dim in aval.shape):
-            shares *= batch_shares
+            shares *= shares_of_rows
             shares *= mesh["sequence"] if length in aval.shape else 1
         if any(dim in tensor_dims for dim in aval.shape):
             shares *= mesh["tensor"]

@@ -1,6 +1,5 @@
 """Memory per device: what is known exactly before compiling, and what the compiler says of the rest."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 
 from t5x_like.planning.hlo import Instruction, Module
+from t5x_like.sharding.layout import bytes_on_device
 from t5x_like.training.setup import Job
 
 KINDS = ("activations", "gradients", "temporaries")
@@ -58,8 +58,7 @@ class Memory:
 
 def bytes_per_device(tree: Any) -> int:
     """Bytes that the device with the largest share holds of a tree of shapes with shardings."""
-    arrays = jax.tree.leaves(tree)
-    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in arrays)
+    return sum(map(bytes_on_device, jax.tree.leaves(tree)))
 
 
 def exact_parts(job: Job) -> dict[str, int]:

@@ -21,6 +21,7 @@ from t5x_like.kernels.attention.target import compiling_for
 from t5x_like.planning.collectives import Network
 from t5x_like.planning.flops import count_flops
 from t5x_like.planning.hlo import Module, parse_module
+from t5x_like.planning.liveness import batch_shares
 from t5x_like.planning.memory import from_compiler
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.timing import EFFICIENCY, Timing, predict
@@ -57,19 +58,17 @@ def plan(request: Request, dump: Path) -> Plan:
     module = parse_module(_dumped(dump, "after_codegen" if topology.chip.dims and compiled else "after_optimizations"))
     assignment = _dumped(dump, "after_optimizations-buffer-assignment")
     memory = from_compiler(job, module, assignment, compiled.memory_analysis() if compiled is not None else None)
-    data = experiment.data
-    tokens = data.batch_size * data.sequence_length
     return Plan(
         source="quick" if request.quick else "compiler",
         topology=topology,
         mesh=dict(mesh.shape),
         num_parameters=job.num_parameters,
         num_active_parameters=None,
-        tokens_per_step=tokens,
-        rows_per_device=data.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"]),
+        tokens_per_step=job.tokens_per_step,
+        rows_per_device=experiment.data.batch_size / batch_shares(mesh.shape),
         memory=memory,
         out_of_memory=needed,
-        model_flops=job.flops_per_token(data.sequence_length) * tokens,
+        model_flops=job.flops_per_token * job.tokens_per_step,
         hardware_flops=hardware_flops,
         timing=None if needed else _timing(module, topology, mesh, hardware_flops if request.quick else None),
         compile_seconds=seconds,
