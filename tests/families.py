@@ -42,12 +42,12 @@ LONGROPE = {
     "original_max_position_embeddings": 8,
 }
 SANDWICH = {**SMALL, "num_hidden_layers": 5, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 6}
-MIXTURE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
+MIXTURE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 LATENT = {
     "num_key_value_heads": 4,
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
-    "moe_intermediate_size": 10,
+    "moe_intermediate_size": 12,
     "kv_lora_rank": 12,
     "q_lora_rank": 10,
     "qk_nope_head_dim": 6,
@@ -123,10 +123,10 @@ MODELS = {
         "Mixtral",
         {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": 4, "tie_word_embeddings": True},
     ),
-    "qwen2_moe": ("Qwen2Moe", {**SMALL, **MIXTURE, "shared_expert_intermediate_size": 14}),
+    "qwen2_moe": ("Qwen2Moe", {**SMALL, **MIXTURE, "shared_expert_intermediate_size": 20}),
     "qwen2_moe_dense_layers": (
         "Qwen2Moe",
-        {**SMALL, **MIXTURE, "shared_expert_intermediate_size": 14, "num_hidden_layers": 6, "decoder_sparse_step": 2,
+        {**SMALL, **MIXTURE, "shared_expert_intermediate_size": 20, "num_hidden_layers": 6, "decoder_sparse_step": 2,
          "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 5},
     ),
     "qwen3_moe": ("Qwen3Moe", {**SMALL, **MIXTURE, "head_dim": 6, "norm_topk_prob": True}),

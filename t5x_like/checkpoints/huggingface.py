@@ -188,17 +188,21 @@ def choose_family(config: ModelConfig, max_length: int) -> tuple[Family, dict[st
       UserError: if none can, with what the nearest would need.
     """
     parts = {type(part) for part in _parts(config)}
-    families = [family for family in FAMILIES.values() if family.required <= parts <= family.parts]
-    if not families:
-        names = ", ".join(sorted(part.__name__ for part in parts))
-        raise UserError(f"No Hugging Face family has models of these parts: {names}.")
     wanted, differences = _architecture(config), {}
-    for family in families:
+    for family in FAMILIES.values():
+        if not family.required <= parts <= family.parts:
+            continue
         fields = {"model_type": family.model_type, **family.write(config, max_length)}
-        read = _architecture(family.read(Fields(Path(CONFIG), json.loads(json.dumps(fields)))))
-        differences[family.model_type] = _differences(wanted, read)
+        try:
+            read = family.read(Fields(Path(CONFIG), json.loads(json.dumps(fields))))
+        except UserError:  # What is left without the parts that the family lacks is no model.
+            continue
+        differences[family.model_type] = _differences(wanted, _architecture(read))
         if not differences[family.model_type]:
             return family, {"architectures": [family.architecture], **fields}
+    if not differences:
+        names = ", ".join(sorted(part.__name__ for part in parts))
+        raise UserError(f"No Hugging Face family has models of these parts: {names}.")
     nearest = min(differences, key=lambda name: len(differences[name]))
     lines = differences[nearest]
     more = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []

@@ -115,13 +115,13 @@ def _write2(config: DecoderConfig, max_length: int) -> dict[str, Any]:
 def _read3(fields: Fields) -> DecoderConfig:
     fields.expect("use_bidirectional_attention", False)
     fields.expect("attn_logit_softcapping", None)
-    pattern, window = fields.take("sliding_window_pattern", 6), fields.take_nullable("sliding_window", 4096)
+    pattern = fields.take("sliding_window_pattern", fields.take("_sliding_window_pattern", 6))
+    window = fields.take_nullable("sliding_window", 4096)
     windows = read_windows(fields, lambda layer: (layer + 1) % pattern != 0, window=window)
-    if "rope_local_base_freq" in fields.values or "rope_parameters" not in fields.values:
-        # As before transformers 5: the other fields are about the layers that see everything.
-        local = RotaryConfig(theta=float(fields.take("rope_local_base_freq", 10_000.0)))
+    # Before transformers 5, the other fields were about the layers that see everything.
+    local = RotaryConfig(theta=float(fields.take("rope_local_base_freq", 10_000.0)))
     if "rope_parameters" in fields.values:
-        local = read_rotary(fields, theta=10_000.0, layer_type=SLIDING)
+        local = read_rotary(fields, theta=local.theta, layer_type=SLIDING)
     rotary = read_rotary(fields, theta=1e6, layer_type=FULL)
     attention = read_attention(
         fields, qk_norm=_read_norm(fields), rotary=rotary, **_read_scale(fields), **read_biases(fields)

@@ -73,7 +73,9 @@ def _write3(config: DecoderConfig, max_length: int) -> dict[str, Any]:
 
 def _read_mixture(fields: Fields, **mixture: Any) -> MoEConfig:
     router = SoftmaxRouterConfig(renormalize=fields.take("norm_topk_prob", False))
-    return read_mixture(fields, experts="num_experts", d_ff="moe_intermediate_size", router=router, **mixture)
+    # The name that transformers 5 gives it in Qwen 3's files.
+    experts = "num_local_experts" if "num_local_experts" in fields.values else "num_experts"
+    return read_mixture(fields, experts=experts, d_ff="moe_intermediate_size", router=router, **mixture)
 
 
 def _is_sparse(fields: Fields):
@@ -101,11 +103,12 @@ def _read2_moe(fields: Fields) -> DecoderConfig:
 
 
 def _write2_moe(config: DecoderConfig, max_length: int) -> dict[str, Any]:
+    mixture = first_mixture(config)
     return {
         **_write2(config, max_length),
         **_write_mixture(config),
         "qkv_bias": config.stack.blocks[0].attention.use_qkv_bias,
-        "shared_expert_intermediate_size": first_mixture(config).shared_d_ff or 0,
+        "shared_expert_intermediate_size": mixture.shared_d_ff or mixture.d_ff,
     }
 
 
