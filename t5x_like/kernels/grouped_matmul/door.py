@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import block_sizes
-from t5x_like.kernels.attention.target import split_by_compiler, target_chip, target_platform
+from t5x_like.kernels.attention.target import target_chip, target_platform
 from t5x_like.kernels.choice import Backend, choose
 from t5x_like.kernels.grouped_matmul.products import differentiable
 from t5x_like.kernels.grouped_matmul.tile_sizes import gpu_tuning, tpu_tuning
@@ -65,7 +66,9 @@ def _dtype_refusal(call: Call, dtypes: tuple[str, ...]) -> str | None:
 
 
 def kernel_reserve(call: Call) -> str | None:
-    return "on several devices it has to be inside jax.shard_map" if split_by_compiler() else None
+    mesh = jax.sharding.get_abstract_mesh()
+    split = any(size > 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+    return "on several devices it has to be inside jax.shard_map" if split else None
 
 
 def reference_reserve(call: Call) -> str | None:
