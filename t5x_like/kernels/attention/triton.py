@@ -14,7 +14,7 @@ from t5x_like.kernels.attention import triton_backward, triton_forward
 from t5x_like.kernels.attention.biases import relative_bias
 from t5x_like.kernels.attention.blocks import Tokens, consecutive, known_offsets, pad, padded_tokens
 from t5x_like.kernels.attention.call import AttentionCall
-from t5x_like.kernels.attention.flash import add_sinks, differentiable
+from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks, gpu_tuning
 from t5x_like.kernels.attention.target import interpreted, target_chip
 from t5x_like.kernels.attention.triton_tiles import Biases, Plan, Side, make_visits
@@ -63,14 +63,11 @@ def run(
         given_positions=call.offsets is None,
         tuning=gpu_tuning(target_chip(), max(call.q.shape[3], call.v.shape[3]), call.q.dtype),
         interpreted=interpreted(),
+        exact_output=table is not None or call.sinks is not None,
     )
     slopes = None if call.alibi_slopes is None else call.alibi_slopes.astype(jnp.float32)
     fixed = Fixed(None if offsets else call.positions, call.segment_ids, call.offsets or (0, 0), slopes)
-    o, lse = attend(plan, (call.q, call.k, call.v, table), fixed)
-    if call.sinks is not None:
-        o, lse = add_sinks(o.swapaxes(1, 2), lse.swapaxes(1, 2), call.sinks)
-        o, lse = o.swapaxes(1, 2), lse.swapaxes(1, 2)
-    return o, lse
+    return attend(plan, (call.q, call.k, call.v, table), fixed, call.sinks)
 
 
 def _layout(

@@ -74,7 +74,9 @@ def forward(
         ],
         out_specs=(specs.tokens(blocks.q, v_dim), specs.per_token(blocks.q)),
         out_shape=(
-            jax.ShapeDtypeStruct((batch, q_length, num_heads, v_dim), inputs.v.dtype),
+            jax.ShapeDtypeStruct(
+                (batch, q_length, num_heads, v_dim), jnp.float32 if plan.exact_output else inputs.v.dtype
+            ),
             jax.ShapeDtypeStruct((batch, num_heads, q_length), jnp.float32),
         ),
         compiler_params=plt.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),

@@ -31,7 +31,8 @@ from t5x_like.kernels.attention.masks import MaskSpec, position_rules, segment_r
 class Plan:
     """The static part of a call.
 
-    `offsets` are the first positions, if known while tracing; `given_positions`: they come as arrays.
+    `offsets` are the first positions, if known while tracing; `given_positions`: they come as arrays; `exact_output`:
+    the forward pass leaves its output in float32.
     """
 
     mask: MaskSpec
@@ -42,6 +43,7 @@ class Plan:
     given_positions: bool
     tuning: GpuTuning
     interpreted: bool
+    exact_output: bool = False
 
     @property
     def reach(self) -> int:

@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import block_sizes
-from t5x_like.kernels.attention.target import split_by_compiler, target_chip
+from t5x_like.kernels.attention.target import target_chip, target_platform
 from t5x_like.kernels.choice import Backend, choose
 from t5x_like.kernels.grouped_matmul.products import differentiable
 from t5x_like.kernels.grouped_matmul.tile_sizes import gpu_tuning, tpu_tuning
@@ -47,20 +48,14 @@ def _chunked(call: Call) -> Array:
     return differentiable(CHUNKED, None, *call)
 
 
-def _platform() -> str:
-    """`cpu`, `gpu` or `tpu`; chips other than TPUs begin with other letters."""
-    chip = target_chip()
-    return "tpu" if chip.startswith(("v", "TPU")) else "cpu" if chip == "cpu" else "gpu"
-
-
 def tpu_refusal(call: Call) -> str | None:
-    if _platform() != "tpu":
+    if target_platform() != "tpu":
         return f"it runs on TPU, and this program is for {target_chip()}"
     return _dtype_refusal(call, ("bfloat16", "float32"))
 
 
 def triton_refusal(call: Call) -> str | None:
-    if _platform() != "gpu":
+    if target_platform() != "gpu":
         return f"it runs on GPU, and this program is for {target_chip()}"
     return _dtype_refusal(call, ("bfloat16", "float16", "float32"))
 
@@ -71,11 +66,13 @@ def _dtype_refusal(call: Call, dtypes: tuple[str, ...]) -> str | None:
 
 
 def kernel_reserve(call: Call) -> str | None:
-    return "on several devices it has to be inside jax.shard_map" if split_by_compiler() else None
+    mesh = jax.sharding.get_abstract_mesh()
+    split = any(size > 1 for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+    return "on several devices it has to be inside jax.shard_map" if split else None
 
 
 def reference_reserve(call: Call) -> str | None:
-    return None if _platform() == "tpu" else "away from TPU its work and memory grow with the number of groups"
+    return None if target_platform() == "tpu" else "away from TPU its work and memory grow with the number of groups"
 
 
 BACKENDS: dict[str, Backend] = {

@@ -193,6 +193,7 @@ def test_what_does_not_fit_is_refused(arguments, message):
         ("v5p", 4, jnp.bfloat16, "reference"),
         ("v5p", 1, jnp.float16, "reference"),
         ("gpu", 1, jnp.float16, "triton"),
+        ("h100", 1, jnp.bfloat16, "triton"),
         ("gpu", 4, jnp.float16, "chunked"),
     ],
 )
@@ -200,7 +201,8 @@ def test_auto_takes_the_best_that_can_and_says_so(monkeypatch, chip, num_devices
     said = []
     monkeypatch.setattr(choice.logging, "info", said.append)
     choice.log_once.cache_clear()
-    with compiling_for(chip, num_devices):
+    mesh = jax.sharding.AbstractMesh((num_devices,), ("data",))
+    with compiling_for(chip), jax.sharding.use_abstract_mesh(mesh):
         jax.eval_shape(lambda *arrays: grouped_matmul(*arrays), LHS.astype(dtype), RHS.astype(dtype), SIZES)
     assert said[0].startswith(f"grouped_matmul: {backend}, the first backend that can do it. Not: ")
 
