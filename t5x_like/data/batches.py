@@ -14,7 +14,7 @@ from t5x_like.data.randomness import below, keys, permute, random_bits
 ALL = slice(None)
 
 # Streams of random keys under one seed; 0 is the order of the rows.
-_TRAIN_NOISE, _VALIDATION_NOISE = 1, 2
+TRAIN_NOISE, VALIDATION_NOISE = 1, 2
 
 
 class ShuffledBatches:
@@ -25,10 +25,10 @@ class ShuffledBatches:
 
     def batch(self, step: int, rows: slice = ALL) -> Rows:
         """The global batch of a step (from 0), or those of its rows."""
-        number = _numbers(step, self.batch_size, rows)
+        number = row_numbers(step, self.batch_size, rows)
         epoch, index = np.divmod(number, self.layout.num_rows)
         index = permute(index, keys(self.seed, epoch), self.layout.num_rows)
-        return self.transform(self.layout, index, keys(self.seed, number, _TRAIN_NOISE))
+        return self.transform(self.layout, index, keys(self.seed, number, TRAIN_NOISE))
 
 
 class RandomWindows:
@@ -41,7 +41,7 @@ class RandomWindows:
         """The global batch of a step (from 0), or those of its rows."""
         row = np.arange(self.batch_size, dtype=np.uint64)[rows]
         index = below(random_bits(keys(self.seed, np.array([step])), row), self.layout.num_rows)
-        noise = keys(self.seed, _numbers(step, self.batch_size, rows), _TRAIN_NOISE)
+        noise = keys(self.seed, row_numbers(step, self.batch_size, rows), TRAIN_NOISE)
         return self.transform(self.layout, index, noise)
 
 
@@ -57,9 +57,10 @@ class OrderedBatches:
 
     def batch(self, number: int, rows: slice = ALL) -> Rows:
         """The batch of a number from 0 to `num_batches` - 1, or those of its rows."""
-        index = _numbers(number, self.batch_size, rows)
-        return self.transform(self.layout, index, keys(0, index, _VALIDATION_NOISE))
+        index = row_numbers(number, self.batch_size, rows)
+        return self.transform(self.layout, index, keys(0, index, VALIDATION_NOISE))
 
 
-def _numbers(step: int, batch_size: int, rows: slice) -> Int64[np.ndarray, "rows"]:
+def row_numbers(step: int, batch_size: int, rows: slice) -> Int64[np.ndarray, "rows"]:
+    """The numbers, since the run began, of rows of a step's batch."""
     return step * batch_size + np.arange(batch_size)[rows]
