@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "score a trained model on its validation split",
     "generate": "continue prompts with a trained model",
     "prepare": "make a corpus to train from: clean, deduplicate, tokenise",
+    "inspect-data": "show what a model sees at a step, token by token",
     "plan": "what a run would take on a TPU pod or GPUs: memory, time, cost",
     "convert": "import a model from Hugging Face's format, or export one",
 }
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
         return 2
     # Imported when chosen: each command loads no more than it needs.
-    return importlib.import_module(f"t5x_like.commands.{name}").main(rest)
+    return importlib.import_module(f"t5x_like.commands.{name.replace('-', '_')}").main(rest)
 
 
 def usage() -> str:

@@ -15,7 +15,7 @@ RowNumbers = slice | Int[np.ndarray, "rows"]
 ALL = slice(None)
 
 # Streams of random keys under one seed; 0 is the order of the rows.
-_TRAIN_NOISE, _VALIDATION_NOISE = 1, 2
+TRAIN_NOISE, VALIDATION_NOISE = 1, 2
 
 
 class ShuffledBatches:
@@ -26,10 +26,10 @@ class ShuffledBatches:
 
     def batch(self, step: int, rows: RowNumbers = ALL) -> Rows:
         """The global batch of a step (from 0), or those of its rows."""
-        number = _numbers(step, self.batch_size, rows)
+        number = row_numbers(step, self.batch_size, rows)
         epoch, index = np.divmod(number, self.layout.num_rows)
         index = permute(index, keys(self.seed, epoch), self.layout.num_rows)
-        return self.transform(self.layout, index, keys(self.seed, number, _TRAIN_NOISE))
+        return self.transform(self.layout, index, keys(self.seed, number, TRAIN_NOISE))
 
 
 class RandomWindows:
@@ -42,7 +42,7 @@ class RandomWindows:
         """The global batch of a step (from 0), or those of its rows."""
         row = np.arange(self.batch_size, dtype=np.uint64)[rows]
         index = below(random_bits(keys(self.seed, np.array([step])), row), self.layout.num_rows)
-        noise = keys(self.seed, _numbers(step, self.batch_size, rows), _TRAIN_NOISE)
+        noise = keys(self.seed, row_numbers(step, self.batch_size, rows), TRAIN_NOISE)
         return self.transform(self.layout, index, noise)
 
 
@@ -58,9 +58,10 @@ class OrderedBatches:
 
     def batch(self, number: int, rows: RowNumbers = ALL) -> Rows:
         """The batch of a number from 0 to `num_batches` - 1, or those of its rows."""
-        index = _numbers(number, self.batch_size, rows)
-        return self.transform(self.layout, index, keys(0, index, _VALIDATION_NOISE))
+        index = row_numbers(number, self.batch_size, rows)
+        return self.transform(self.layout, index, keys(0, index, VALIDATION_NOISE))
 
 
-def _numbers(step: int, batch_size: int, rows: RowNumbers) -> Int64[np.ndarray, "rows"]:
+def row_numbers(step: int, batch_size: int, rows: RowNumbers) -> Int64[np.ndarray, "rows"]:
+    """The numbers, since the run began, of rows of a step's batch."""
     return step * batch_size + np.arange(batch_size)[rows]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from t5x_like.configurable import configurable
 from t5x_like.data.batches import OrderedBatches, RandomWindows, ShuffledBatches
 from t5x_like.data.corpus import Corpus, Split, Tokens, keep_tokenizer, prepare_corpus
 from t5x_like.data.layouts import AllWindows, DocumentRows, Layout, PackedRows, Windows
+from t5x_like.data.mixtures import MixedBatches, Mixture, OrderedMixture
 from t5x_like.data.objectives.causal import CausalLM, PrefixLM
 from t5x_like.data.objectives.corruption import UL2, SpanCorruption
 from t5x_like.data.objectives.denoising import Denoising
@@ -34,7 +36,7 @@ class DataConfig:
       batch_size: Rows per batch over all devices.
       source: The text.
       tokenizer: Tokens; one that is trained is trained on the source, once, and kept. None for a source that has its
-        own (PreparedSource), and only then.
+        own (PreparedSource, Mixture), and only then.
       objective: What is predicted from what.
       layout: `concatenate`: the token stream is cut into rows, all of which are seen once per epoch; `pack`: rows of
         whole documents that do not see each other (segment ids), padded, seen once per epoch; `documents`: one document
@@ -48,7 +50,7 @@ class DataConfig:
 
     sequence_length: int
     batch_size: int
-    source: PythonLibrarySource | TextSource | PreparedSource = PythonLibrarySource()
+    source: PythonLibrarySource | TextSource | PreparedSource | Mixture = PythonLibrarySource()
     tokenizer: (
         SentencePieceConfig
         | SentencePieceFileConfig
@@ -71,11 +73,13 @@ class DataConfig:
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"DataConfig.validation_fraction={self.validation_fraction}: must be between 0 and 1.")
         source = type(self.source).__name__
-        if isinstance(self.source, PreparedSource) and self.tokenizer is not None:
+        if isinstance(self.source, PreparedSource | Mixture) and self.tokenizer is not None:
             raise UserError(f"DataConfig.source=@{source}() has its own tokenizer: set DataConfig.tokenizer = None.")
-        if not isinstance(self.source, PreparedSource) and self.tokenizer is None:
+        if not isinstance(self.source, PreparedSource | Mixture) and self.tokenizer is None:
             raise UserError(f"DataConfig.tokenizer=None: choose one for the text of @{source}().")
 
+        if isinstance(self.source, Mixture) and self.layout == "random_windows":
+            raise UserError("DataConfig.layout='random_windows' has no epochs to mix: choose another with @Mixture().")
         self.objective.text_length(self.sequence_length)
         if self.objective.needs_documents and self.layout != "documents":
             raise UserError(
@@ -95,42 +99,55 @@ class Data:
 
     Attributes:
       config: What it was built from.
-      corpus: The tokens of both splits.
+      corpora: The tokens of both splits, of each source.
       train: `batch(step, rows)`: the batches of training, without end.
       validation: `batch(number, rows)` and `num_batches`: the whole validation split, in order.
     """
 
     config: DataConfig
-    corpus: Corpus
-    train: ShuffledBatches | RandomWindows
-    validation: OrderedBatches
+    corpora: tuple[Corpus, ...]
+    train: ShuffledBatches | RandomWindows | MixedBatches
+    validation: OrderedBatches | OrderedMixture
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.corpus.tokenizer
+        return self.corpora[0].tokenizer
 
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of validation text per token (the end of a document being one)."""
-        return self.corpus.validation.num_bytes / self.validation.layout.num_tokens
+        num_bytes = sum(corpus.validation.num_bytes for corpus in self.corpora)
+        return num_bytes / self.validation.layout.num_tokens
 
     @property
     def fingerprint(self) -> str:
         """A hash of everything that decides what `train.batch(step)` is, for every step."""
         config = self.config
-        facts = (self.corpus.fingerprint, config.objective, config.layout)
+        facts = (*(corpus.fingerprint for corpus in self.corpora), config.objective, config.layout)
         facts += (config.sequence_length, config.batch_size, config.seed)
+        if isinstance(config.source, Mixture):
+            # Directories may be renamed; what is in them is in the corpora's own fingerprints.
+            mixture = config.source
+            facts += (mixture.rates, mixture.temperature, mixture.max_tokens, mixture.later)
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
     def describe(self) -> str:
-        """Two lines for a log: the text by split, and what a step takes of it."""
-        train, validation = self.corpus.train, self.corpus.validation
-        return (
-            f"{len(train.starts):,} documents ({train.num_bytes:,} bytes, {self.train.layout.num_tokens:,} tokens) for "
-            f"training, {len(validation.starts):,} ({validation.num_bytes:,} bytes, "
-            f"{self.validation.layout.num_tokens:,} tokens) for validation; vocabulary of "
-            f"{self.tokenizer.vocab_size:,}, {self.bytes_per_token:.2f} bytes per token\n{self._describe_step()}"
-        )
+        """Some lines for a log: the text by split, the sources of a mixture, and what a step takes of it all."""
+        sizes = []
+        for name, layout in (("train", self.train.layout), ("validation", self.validation.layout)):
+            splits = [getattr(corpus, name) for corpus in self.corpora]
+            num_documents, num_bytes = sum(len(s.starts) for s in splits), sum(s.num_bytes for s in splits)
+            sizes.append((num_documents, num_bytes, layout.num_tokens))
+        (documents, size, tokens), validation = sizes
+        lines = [
+            f"{documents:,} documents ({size:,} bytes, {tokens:,} tokens) for training, "
+            f"{validation[0]:,} ({validation[1]:,} bytes, {validation[2]:,} tokens) for validation; "
+            f"vocabulary of {self.tokenizer.vocab_size:,}, {self.bytes_per_token:.2f} bytes per token",
+        ]
+        if isinstance(self.train, MixedBatches):
+            rates = zip(self.config.source.names, self.train.schedule.rates, strict=True)
+            lines.append("mixture: " + ", ".join(f"{name} {rate:.2%}" for name, rate in rates))
+        return "\n".join([*lines, self._describe_step()])
 
     def _describe_step(self) -> str:
         config, batch = self.config, self.train.batch(0)
@@ -155,27 +172,40 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
       UserError: if the text, the tokenizer or the directory cannot be used, if a split is too short, or if the
         tokenizer lacks tokens that the objective needs.
     """
-    corpus = _corpus(config, directory)
-    train, validation = (lay_out(config, tokens) for tokens in (corpus.train, corpus.validation))
-    _check_sizes(config, corpus, train, validation)
-    transform = config.objective.build(corpus.tokenizer, config.sequence_length, packed=config.layout == "pack")
-    if config.layout == "random_windows":
-        windows = AllWindows(corpus.train, config.objective.text_length(config.sequence_length))
-        batches = RandomWindows(windows, transform, config.batch_size, config.seed)
+    corpora = _corpora(config, directory)
+    train, validation = ([lay_out(config, getattr(c, name)) for c in corpora] for name in ("train", "validation"))
+    _check_sizes(config, corpora, train, validation)
+    transform = config.objective.build(corpora[0].tokenizer, config.sequence_length, packed=config.layout == "pack")
+    size, seed = config.batch_size, config.seed
+    ordered = OrderedBatches(validation[0], transform, size)
+    if isinstance(config.source, Mixture):
+        stages = config.source.stages([layout.num_tokens for layout in train])
+        batches = MixedBatches(train, transform, size, seed, stages)
+        ordered = OrderedMixture(validation, transform, size)
+    elif config.layout == "random_windows":
+        windows = AllWindows(corpora[0].train, config.objective.text_length(config.sequence_length))
+        batches = RandomWindows(windows, transform, size, seed)
     else:
-        batches = ShuffledBatches(train, transform, config.batch_size, config.seed)
-    return Data(config, corpus, batches, OrderedBatches(validation, transform, config.batch_size))
+        batches = ShuffledBatches(train[0], transform, size, seed)
+    return Data(config, corpora, batches, ordered)
 
 
-def _corpus(config: DataConfig, directory: Path | None) -> Corpus:
+def _corpora(config: DataConfig, directory: Path | None) -> tuple[Corpus, ...]:
     split = Split(config.split, config.validation_fraction)
     if config.tokenizer is not None:
-        return prepare_corpus(config.source, config.tokenizer, split, directory)
-    corpus = config.source.corpus(split)
+        return (prepare_corpus(config.source, config.tokenizer, split, directory),)
+    sources = config.source.sources if isinstance(config.source, Mixture) else (config.source,)
+    corpora = tuple(source.corpus(split) for source in sources)
+    tokenizers = {c.tokenizer.fingerprint(): source.directory for c, source in zip(corpora, sources, strict=True)}
+    if len(tokenizers) > 1:
+        raise UserError(
+            f"Mixture.sources have different tokenizers: {' and '.join(tokenizers.values())}. Prepare them with the "
+            "same one (PrepareConfig.tokenizer = @PreparedTokenizerConfig()), and give them the same special_tokens."
+        )
     if directory is not None:
         # A trained model can be used where its corpus is not.
-        keep_tokenizer(directory, corpus.tokenizer)
-    return corpus
+        keep_tokenizer(directory, corpora[0].tokenizer)
+    return corpora
 
 
 def lay_out(config: DataConfig, tokens: Tokens) -> Windows | DocumentRows | PackedRows:
@@ -190,21 +220,22 @@ def lay_out(config: DataConfig, tokens: Tokens) -> Windows | DocumentRows | Pack
     return Windows(tokens, text_length)
 
 
-def _check_sizes(config: DataConfig, corpus: Corpus, train: Layout, validation: Layout):
-    if train.num_tokens < config.objective.text_length(config.sequence_length):
-        raise UserError(
-            f"The training text has {train.num_tokens} tokens, less than one sequence of "
-            f"DataConfig.sequence_length={config.sequence_length}: use shorter sequences, or more text."
-        )
-    if not validation.num_tokens:
-        num_documents = len(corpus.train.starts) + len(corpus.validation.starts)
+def _check_sizes(config: DataConfig, corpora: Sequence[Corpus], train: Sequence[Layout], validation: Sequence[Layout]):
+    for layout in train:
+        if layout.num_tokens < config.objective.text_length(config.sequence_length):
+            raise UserError(
+                f"The training text has {layout.num_tokens} tokens, less than one sequence of "
+                f"DataConfig.sequence_length={config.sequence_length}: use shorter sequences, or more text."
+            )
+    if not any(layout.num_tokens for layout in validation):
+        num_documents = sum(len(corpus.train.starts) + len(corpus.validation.starts) for corpus in corpora)
         raise UserError(
             f"No text is left for validation: DataConfig.validation_fraction={config.validation_fraction} with "
             f"split={config.split!r} takes none of {num_documents} documents. Set DataConfig.split = 'position', "
             "which cuts documents, or a larger fraction, or TextSource.document_separator if a file holds several."
         )
-    for name, layout in (("training", train), ("validation", validation)):
-        if config.objective.needs_other_documents and layout.num_documents < 2:
+    for name, layouts in (("training", train), ("validation", validation)):
+        if config.objective.needs_other_documents and any(layout.num_documents < 2 for layout in layouts):
             raise UserError(
                 f"{config.objective} takes texts of other documents, but {name} has only one: set "
                 "TextSource.document_separator if a file holds several, or a larger DataConfig.validation_fraction."

@@ -1,44 +1,20 @@
 import hashlib
 import json
 
-import numpy as np
 import pytest
-from rich.console import Console
 
 from t5x_like.data.build import DataConfig, build_data
 from t5x_like.data.corpus import load_tokenizer
-from t5x_like.data.prepare.config import PrepareConfig
-from t5x_like.data.prepare.engine import LocalEngine
-from t5x_like.data.prepare.run import prepare
 from t5x_like.data.prepared import PreparedSource, PreparedTokenizerConfig
 from t5x_like.data.sources import TextSource
 from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.errors import UserError
-
-
-def texts(number):
-    rng = np.random.default_rng(number)
-    words = [f"w{i}" for i in range(300)]
-    return [" ".join(rng.choice(words, int(rng.integers(5, 60)))) + ".\n" for _ in range(100)]
-
-
-def make(folder, number, tokenizer=None):
-    folder.mkdir(exist_ok=True)
-    (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(number)))
-    config = PrepareConfig(
-        files=str(folder / "in.jsonl"),
-        directory=str(folder / "out"),
-        shard_bytes=3000,
-        tokenizer=tokenizer or SentencePieceConfig(vocab_size=300),
-    )
-    with open(folder / "log", "w") as log:
-        prepare(config, LocalEngine(1, console=Console(file=log)))
-    return str(folder / "out")
+from tests.data.corpora import make_corpus, random_texts
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("prepared"), 0)
+    return make_corpus(tmp_path_factory.mktemp("prepared"), 0)
 
 
 def config(directory, **fields):
@@ -57,7 +33,7 @@ def trace(batches, steps):
 
 @pytest.mark.parametrize("layout", ["concatenate", "pack", "random_windows"])
 def test_batches_are_those_of_the_text_itself(corpus, tmp_path, layout):
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text[:-1]}) + "\n" for text in texts(0)))
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text[:-1]}) + "\n" for text in random_texts(0)))
     ours = build_data(config(corpus, layout=layout), None)
     source = TextSource(files=f"{tmp_path}/in.jsonl")
     same = build_data(
