@@ -160,6 +160,11 @@ def _split(arrays: Arrays) -> Split | None:
     inner = heads
     if length and context.using.value.method == "ulysses":
         inner = (length,) if heads is None else (heads, length)
+    if length and context.using.value.method == "ring" and "stage" not in axes:
+        raise UserError(
+            "ContextConfig.method 'ring' cannot run in pipeline stages: those that wait take no part in sending from "
+            "neighbour to neighbour. Use 'all_gather' or 'ulysses', or MeshConfig.stage = 1."
+        )
     split = Split(batch, length, inner, heads, num_heads, axes)
     if num_heads % split.count(inner):
         raise UserError(
@@ -187,7 +192,7 @@ def _on_every_device(arrays: Arrays, options: Options, split: Split, return_lse:
         local = local._replace(positions=tuple(inside if side is None else side for side, inside in sides))
         if split.length is None:
             return _door(local, options, return_lse=return_lse)
-        o, lse = _to_all(local, options, split.axes[AXIS])
+        o, lse = _to_all(local, options, split)
         return (o, lse) if return_lse else o
 
     # Kernels do not say over which axes their results vary. Without that check, gradients of what is whole on an axis
@@ -201,12 +206,13 @@ def _on_every_device(arrays: Arrays, options: Options, split: Split, return_lse:
     )(given)
 
 
-def _to_all(local: Arrays, options: Options, count: int) -> context.Result:
+def _to_all(local: Arrays, options: Options, split: Split) -> context.Result:
     """Attention of the tokens on this device to those on all; sinks come last, as they belong to the whole row."""
     ids = local.segment_ids or (None, None)
     queries = Side((local.q,), local.positions[0], ids[0])
     keys = Side((local.k, local.v), local.positions[1], ids[1])
-    o, lse = context.attend_to_all(options, queries, keys, Heads(local.table, local.alibi_slopes), count)
+    heads = Heads(local.table, local.alibi_slopes)
+    o, lse = context.attend_to_all(options, queries, keys, heads, split.axes[AXIS], pipelined="stage" not in split.axes)
     if local.sinks is None:
         return o, lse
     o, lse = add_sinks(o.swapaxes(1, 2), lse.swapaxes(1, 2), local.sinks)

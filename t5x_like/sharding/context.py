@@ -84,7 +84,7 @@ def places(length: int, mask: MaskSpec) -> Int[Array, "1 length"]:
     return to_zigzag(places, length_shards()) if lies_in_zigzag(mask) else places
 
 
-def attend_to_all(options: Options, queries: Side, keys: Side, heads: Heads, count: int) -> Result:
+def attend_to_all(options: Options, queries: Side, keys: Side, heads: Heads, count: int, *, pipelined: bool) -> Result:
     """Attention of this device's queries to the keys of all devices; inside `jax.shard_map`.
 
     Args:
@@ -93,13 +93,15 @@ def attend_to_all(options: Options, queries: Side, keys: Side, heads: Heads, cou
       keys: likewise.
       heads: see `Heads`; with `ulysses` those of this device's share of the heads.
       count: devices that share the length.
+      pipelined: whether this runs in a stage of a pipeline. Then nothing is sent from neighbour to neighbour: XLA
+        counts the devices of all stages in, and those of a stage that waits would be missed for ever.
     """
     method = using.value.method
     in_zigzag = lies_in_zigzag(options.mask)
     if method == "ulysses":
         return _ulysses(options, queries, keys, heads)
     window = _halo_window(options.mask, queries, keys, in_zigzag)
-    if window is not None:
+    if window is not None and not pipelined:
         return _halo(options, queries, keys, heads, count, in_zigzag, window)
     if method == "ring":
         return ring_attention(Ring(options, count, in_zigzag), queries, keys, heads)

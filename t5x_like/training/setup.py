@@ -13,12 +13,11 @@ from jax.sharding import Mesh, NamedSharding
 from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.models.losses import Batch
-from t5x_like.models.moe import MoEConfig
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.experts import check_experts
 from t5x_like.sharding.host_memory import keep_freed_memory
 from t5x_like.sharding.layout import left_whole
-from t5x_like.sharding.logical import partition_spec
+from t5x_like.sharding.logical import RULES, partition_spec
 from t5x_like.sharding.mesh import describe_mesh, traced_with
 from t5x_like.sharding.pipeline import bubble
 from t5x_like.sharding.xla_profiles import compiler_options
@@ -151,14 +150,15 @@ def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
 
 def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
     """Refuses a batch, heads or rows that the mesh cannot divide evenly."""
-    shares = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    axes = [axis for axis in dict(RULES)["batch"] if axis == "data" or mesh.shape[axis] > 1]
+    shares = math.prod(mesh.shape[axis] for axis in axes)
     rows, parts = experiment.data.batch_size, experiment.run.num_microbatches
     unit = shares * parts
     if rows % unit:
         nearest = sorted({max(unit, rows // unit * unit), math.ceil(rows / unit) * unit})
         shared = f"{shares} shares" + (f" of {parts} microbatches" if parts > 1 else "")
         raise UserError(
-            f"DataConfig.batch_size ({rows}) cannot be divided into data x fsdp x expert = {shared}: "
+            f"DataConfig.batch_size ({rows}) cannot be divided into {' x '.join(axes)} = {shared}: "
             f"use {' or '.join(map(str, nearest))}, or another mesh."
         )
     tensor = mesh.shape["tensor"]
@@ -169,9 +169,9 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
                     f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
                     f"use tensor={math.gcd(heads, tensor)}, or another number of heads."
                 )
-    mixtures = [block.feedforward for stack in experiment.model.stacks.values() for block in stack.distinct]
-    counts = {mixture.num_experts for mixture in mixtures if isinstance(mixture, MoEConfig)}
-    for num_experts in counts or {None}:
+    blocks = [block for stack in experiment.model.stacks.values() for block in stack.distinct]
+    numbers = {getattr(block.feedforward, "num_experts", None) for block in blocks} - {None}
+    for num_experts in numbers or {None}:
         check_experts(num_experts, mesh)
     check_stages(experiment, mesh)
     shares = mesh.shape["sequence"]
@@ -190,7 +190,7 @@ def check_stages(experiment: Experiment, mesh: Mesh) -> None:
     if stages == 1:
         return
     rows = experiment.data.batch_size // experiment.run.num_microbatches
-    shares = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    shares = math.prod(mesh.shape[axis] for axis in dict(RULES)["batch"])
     for name, stack in experiment.model.stacks.items():
         count, repeats = stack.pipeline.num_microbatches, stack.pipeline.repeats
         if stack.num_cycles < stages * repeats:

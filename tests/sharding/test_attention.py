@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
 from t5x_like.kernels.attention.target import compiling_for
 from t5x_like.sharding import attention as sharded
-from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.sharding import context
+from t5x_like.sharding.context import ContextConfig
+from t5x_like.sharding.mesh import MESH_AXES, MeshConfig, build_mesh
 from tests.sharding.agreement import HEADS, arrays, check, packed
 
 CAUSAL = MaskSpec(causal=True)
@@ -86,6 +89,33 @@ def test_pallas_kernels_run_on_each_device(sizes, monkeypatch):
     options = {"mask": CAUSAL, "relative_bias": RelativeBias(8, 16), "backend": "tpu"}
     with compiling_for("v5e"):
         check(sizes, trained, options, balance=False)
+
+
+def in_stages(mesh, x, method):
+    """The gradients of attention in a `shard_map` that is manual over the stages, each on its own part of x."""
+
+    def stage(x):
+        q = x[0]
+        return sharded.attention(q, q, q, mask=MaskSpec(causal=True, window=(4, None)))[None]
+
+    spec = jax.sharding.PartitionSpec("stage")
+    run = jax.shard_map(stage, in_specs=spec, out_specs=spec, axis_names={"stage"}, check_vma=False)
+    with jax.set_mesh(mesh), context.using(ContextConfig(method=method)):
+        return jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(run(x)))))(x)
+
+
+def test_attention_may_be_in_a_stage_of_a_pipeline():
+    kinds = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    mesh = jax.make_mesh((1, 1, 2, 1, 2, 2), MESH_AXES, kinds)
+    x = normal(2, 2, 16, HEADS, 8)
+
+    def plain(x):
+        whole = lambda q: attention(q, q, q, mask=MaskSpec(causal=True, window=(4, None)))
+        return jnp.sum(jnp.sin(jax.vmap(whole)(x)))
+
+    np.testing.assert_allclose(in_stages(mesh, x, "all_gather"), jax.grad(plain)(x), atol=1e-5)
+    with pytest.raises(UserError, match="'ring' cannot run in pipeline stages"):
+        in_stages(mesh, x, "ring")
 
 
 def test_kernels_are_compiled_for_each_device_of_a_tpu():
