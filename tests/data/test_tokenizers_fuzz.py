@@ -10,7 +10,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from t5x_like.data.corpus import _load_tokenizer
+from t5x_like.data.corpus import read_tokenizer
 from t5x_like.data.subwords import MODEL_FILE
 from t5x_like.data.tokenizers import VOCABULARY_FILE
 from t5x_like.errors import UserError
@@ -34,7 +34,7 @@ def test_any_vocabulary_is_read_or_refused(tmp_path_factory, content):
     directory = tmp_path_factory.mktemp("fuzz")
     (directory / VOCABULARY_FILE).write_bytes(content)
     try:
-        tokenizer = _load_tokenizer(directory)
+        tokenizer = read_tokenizer(directory)
     except UserError as refused:
         shown = str(refused)
     else:
@@ -45,7 +45,7 @@ def test_any_vocabulary_is_read_or_refused(tmp_path_factory, content):
 DAMAGED_MODELS = """
 import random, sys
 from pathlib import Path
-from t5x_like.data.corpus import _load_tokenizer
+from t5x_like.data.corpus import read_tokenizer
 from t5x_like.errors import UserError
 directory, rng = Path(sys.argv[1]), random.Random(0)
 good = (directory / "good").read_bytes()
@@ -61,7 +61,7 @@ for number in range(400):
             case 3: content = bytearray(rng.randbytes(rng.randrange(1, 200)))
     (directory / "spiece.model").write_bytes(content)
     try:
-        _load_tokenizer(directory).encode("the cat sat")
+        read_tokenizer(directory).encode("the cat sat")
         read += 1
     except UserError:
         refused += 1
@@ -95,4 +95,4 @@ def test_a_missing_file_is_named(tmp_path, name):
     (tmp_path / MODEL_FILE).touch()
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"The tokenizer in {tmp_path} is damaged"):
-        _load_tokenizer(tmp_path)
+        read_tokenizer(tmp_path)
