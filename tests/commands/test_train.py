@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from t5x_like.commands.main import main
+from t5x_like.config import parse_config
+from t5x_like.errors import UserError
+from t5x_like.training.experiment import Experiment
 from t5x_like.training.metrics import read_metrics
 from tests import toy
 
@@ -105,14 +108,18 @@ def test_generate_continues_prompts(trained, capsys):
     assert capsys.readouterr().out != first
 
 
+def with_includes(path: Path) -> str:
+    text, shipped = path.read_text(), SHIPPED_RUNS[0].parent.parent
+    return text + "".join(with_includes(shipped / name) for name in re.findall("include '(.*)'", text))
+
+
 @pytest.mark.parametrize("run", SHIPPED_RUNS, ids=lambda path: path.name)
 def test_every_shipped_run_builds_on_virtual_devices(run, directory, capsys):
     if run.name == "prepared.gin":
         pytest.skip("its vocabulary is that of a corpus; tests/commands/test_prepare.py trains it")
-    config = run.read_text()
-    includes = "".join((run.parent.parent / name).read_text() for name in re.findall("include '(.*)'", config))
+    config = with_includes(run)
     given = {"TEXT_FILES": f"{directory}/text.txt", "CORPUS": f"{directory}/corpus", "MODEL_DIR": f"{directory}/run"}
-    bindings = [f"--gin.{name}={value}" for name, value in given.items() if f"{name} = " in config + includes]
+    bindings = [f"--gin.{name}={value}" for name, value in given.items() if f"{name} = " in config]
     if run.name == "nanogpt_char.gin":
         bindings.append("--gin.BATCH_SIZE=16")  # 12 rows do not fit eight devices
     assert main(["train", f"--gin_file={run}", "--dry_run", *bindings]) == 0
@@ -296,10 +303,21 @@ def test_deterministic_reaches_xla(directory):
     assert process.stdout.split() == ["--xla_cpu_enable_fast_math=false", "--xla_gpu_deterministic_ops=true"]
 
 
-def test_every_shipped_file_is_part_of_a_run():
-    top = SHIPPED_RUNS[0].parents[1]
-    included = {name for run in SHIPPED_RUNS for name in re.findall(r"include '(.*)'", run.read_text())}
-    files = {str(path.relative_to(top)) for path in top.rglob("*.gin")} - {f"runs/{run.name}" for run in SHIPPED_RUNS}
-    # Models of published sizes are there for runs to come.
-    assert {name for name in files - included if not name.startswith("models/")} == set()
-    assert included - {"runs/nanogpt_char.gin"} <= files
+SHIPPED_PARTS = sorted(
+    f"{kind}/{path.name}"
+    for kind in ("meshes", "optimizers", "data")
+    for path in (SHIPPED_RUNS[0].parents[1] / kind).glob("*.gin")
+)
+
+
+@pytest.mark.parametrize("part", SHIPPED_PARTS)
+def test_every_shipped_part_fits_a_run(part):
+    """It takes the place of the same choice in a run; where it needs another kind of model, the message says so."""
+    text = with_includes(SHIPPED_RUNS[0].parents[1] / part)
+    given = [f"{name}='x'" for name in ("TEXT_FILES", "CORPUS", "OTHER") if f"{name} = %gin.REQUIRED" in text]
+    problem = None
+    try:
+        parse_config(["runs/quickstart.gin", part], given).build(Experiment)
+    except UserError as error:
+        problem = str(error)
+    assert problem is None or "choose a model and an objective that fit" in problem
