@@ -64,7 +64,7 @@ def _multiply_kernel(sizes: TileSizes, contract: int, group_ref, first_ref, end_
 
     # Rows of no group, and tiles without rows, have no steps.
     is_group = (group < rhs_ref.shape[0]) & (first_ref[tile] < end)
-    steps = jnp.where(is_group, rows_ref.shape[1] // size_in, 0)
+    steps = is_group.astype(jnp.int32) * (rows_ref.shape[1] // size_in)
     total = lax.fori_loop(0, steps, step, jnp.zeros((sizes.m, size_out), jnp.float32))
     plt.store(out_ref.at[row, columns[None]], total.astype(out_ref.dtype), mask=row < end)
 
@@ -75,7 +75,7 @@ def _drhs(tuning: Tuning, lhs: Float[Array, "m k"], dout: Float[Array, "m n"], g
     result = jax.ShapeDtypeStruct((num_groups, lhs.shape[1], dout.shape[1]), lhs.dtype)
     sizes = gpu_tiles(tuning.drhs, num_rows, result)
     lhs, dout = pad(lhs, 1, sizes.k), pad(dout, 1, sizes.n)
-    ends = jnp.minimum(jnp.cumsum(group_sizes.astype(jnp.int32)), num_rows)
+    bounds = jnp.append(jnp.int32(0), jnp.minimum(jnp.cumsum(group_sizes.astype(jnp.int32)), num_rows))
     run = pl.pallas_call(
         functools.partial(_drhs_kernel, sizes),
         grid=(dout.shape[1] // sizes.n, lhs.shape[1] // sizes.k, num_groups),
@@ -84,13 +84,12 @@ def _drhs(tuning: Tuning, lhs: Float[Array, "m k"], dout: Float[Array, "m n"], g
         cost_estimate=_cost(2 * num_rows * lhs.shape[1] * dout.shape[1], lhs, dout),
         name="grouped_matmul_drhs",
     )
-    return run(ends, lhs, dout)[:, : result.shape[1], : result.shape[2]]
+    return run(bounds, lhs, dout)[:, : result.shape[1], : result.shape[2]]
 
 
-def _drhs_kernel(sizes: TileSizes, ends_ref, lhs_ref, dout_ref, out_ref):
+def _drhs_kernel(sizes: TileSizes, bounds_ref, lhs_ref, dout_ref, out_ref):
     n, k, group = (pl.program_id(axis) for axis in range(3))
-    end = ends_ref[group]
-    first = jnp.where(group == 0, 0, ends_ref[jnp.maximum(group - 1, 0)])
+    first, end = bounds_ref[group], bounds_ref[group + 1]
     columns_k, columns_n = k * sizes.k + jnp.arange(sizes.k), n * sizes.n + jnp.arange(sizes.n)
 
     def step(i, total):
@@ -98,7 +97,7 @@ def _drhs_kernel(sizes: TileSizes, ends_ref, lhs_ref, dout_ref, out_ref):
         load = lambda ref, columns: plt.load(ref.at[row, columns[None]], mask=row < end, other=0)
         return total + dot(load(lhs_ref, columns_k), load(dout_ref, columns_n), (0, 0))
 
-    steps = pl.cdiv(end - first, sizes.m)
+    steps = lax.div(end - first + sizes.m - 1, sizes.m)
     total = lax.fori_loop(0, steps, step, jnp.zeros((sizes.k, sizes.n), jnp.float32))
     plt.store(out_ref.at[group, columns_k[:, None], columns_n[None]], total.astype(out_ref.dtype))
 
