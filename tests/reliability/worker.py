@@ -16,6 +16,7 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import build_data
 from t5x_like.sharding.coordination import leave
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.sharding.processes import Meeting, first_ahead, join
 from t5x_like.training import loop
 from t5x_like.training.guards import GuardConfig
 from t5x_like.training.setup import set_up
@@ -28,15 +29,7 @@ def start(process: int, processes: int, port: int, devices: int) -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "t5x_like-jax-cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if processes > 1:
-        jax.distributed.initialize(
-            f"127.0.0.1:{port}",
-            processes,
-            process,
-            cluster_detection_method="deactivate",
-            initialization_timeout=120,
-            heartbeat_timeout_seconds=10,
-            shutdown_timeout_seconds=10,
-        )
+        join(Meeting(f"127.0.0.1:{port}", processes, process, start_seconds=300, heartbeat_seconds=10))
 
 
 def inject(fault: dict, process: int) -> None:
@@ -77,8 +70,11 @@ def main(
     )
     run = RunDirectory(experiment.run.model_dir)
     try:
-        with run.writing() if process == 0 else contextlib.nullcontext():
-            data = build_data(experiment.data, run.data)
+        with contextlib.ExitStack() as stack:
+            with first_ahead("data"):
+                if process == 0:
+                    stack.enter_context(run.writing())
+                data = build_data(experiment.data, run.data)
             job = set_up(experiment, build_mesh(experiment.mesh), data.tokenizer.vocab_size)
             outcome = loop.train(experiment, job, data, run)
             print(outcome.reason, flush=True)
