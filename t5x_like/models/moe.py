@@ -5,13 +5,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.dispatch import capacity_rows, chosen_rows, of_tokens
+from t5x_like.kernels.grouped_matmul import grouped_matmul
 from t5x_like.models.feedforward import ACTIVATIONS, MLP, Activation, MLPConfig
 from t5x_like.models.parameters import Initializer, Initializers, Linear, Module, parameter
 from t5x_like.models.routers import (
@@ -38,13 +38,6 @@ from t5x_like.sharding.experts import (
 
 Weights = dict[str, Float[Array, "..."]]
 """By the names of WEIGHT_AXES."""
-
-
-def grouped_matmul(
-    x: Float[Array, "rows in"], kernel: Float[Array, "experts in out"], sizes: Int[Array, "experts"]
-) -> Float[Array, "rows out"]:
-    """Each expert's rows, which are neighbours, times its kernel; rows after the last expert's give zeros."""
-    return lax.ragged_dot(x, kernel, sizes)
 
 
 @configurable

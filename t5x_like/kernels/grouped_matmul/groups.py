@@ -67,7 +67,8 @@ def _steps(counts: Int[Array, "groups"], length: int):
     step = jnp.arange(length)
     needed = step < ends[-1]
     step = jnp.clip(step, 0, jnp.maximum(ends[-1] - 1, 0))
-    group = jnp.searchsorted(ends, step, side="right", method="compare_all").astype(jnp.int32)
+    # A comparison of all with all: `jnp.searchsorted` refuses arrays that vary over a mesh (JAX 0.10.2).
+    group = jnp.sum(step[:, None] >= ends, axis=1, dtype=jnp.int32)
     group = jnp.minimum(group, len(counts) - 1)
     return group, step - (ends - counts)[group], ends[-1], needed
 
