@@ -66,7 +66,7 @@ def exact_parts(job: Job) -> dict[str, int]:
     state = job.state
     parts = {
         "parameters": state.params,
-        "optimizer state": (state.step, state.opt_state),
+        "optimizer state": (state.step, state.opt_state, state.guard),
         "averaged parameters": state.ema,
         "batch": job.batch,
     }

@@ -34,7 +34,6 @@ def test_a_mesh_has_all_axes_and_says_what_it_is():
     [
         ({"data": 0}, "data=0: sizes are at least 1"),
         ({"fsdp": -1}, "-1 for data, fsdp: at most one"),
-        ({"stage": 2}, "MeshConfig.stage is 2"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes, message):
