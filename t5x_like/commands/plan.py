@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
+from t5x_like.data.subwords import SentencePieceFileConfig
+from t5x_like.data.tokenizers import ByteTokenizer, ByteTokenizerConfig
 from t5x_like.errors import UserError
 from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.compare import comparison, measured, topology_name
@@ -139,11 +141,16 @@ def write(path: str, text: str) -> None:
 
 def vocabulary(experiment: Experiment, stated: int | None) -> int:
     """The size of the vocabulary, without reading any text."""
-    known = stated or experiment.model.vocab_size or getattr(experiment.data.tokenizer, "vocab_size", None)
-    if known is None:
-        kind = type(experiment.data.tokenizer).__name__
+    tokenizer = experiment.data.tokenizer
+    if known := stated or experiment.model.vocab_size:
+        return known
+    if isinstance(tokenizer, ByteTokenizerConfig | SentencePieceFileConfig):
+        return tokenizer.build(()).vocab_size  # which needs no documents
+    if not hasattr(tokenizer, "vocab_size"):
+        kind = type(tokenizer).__name__
         raise UserError(f"The vocabulary of {kind} depends on the text: state its size with --vocab_size.")
-    return known
+    plain = ByteTokenizer()
+    return tokenizer.vocab_size + tokenizer.special_tokens.extend(plain).vocab_size - plain.vocab_size
 
 
 def as_dict(plan: Plan) -> dict:

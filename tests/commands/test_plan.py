@@ -1,8 +1,13 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from t5x_like.commands import plan, train
+from t5x_like.data.subwords import SentencePieceConfig
+from t5x_like.data.tokenizers import ByteTokenizer, ByteTokenizerConfig, SpecialTokens
+from tests import toy
 
 RUN = ("--gin_file=runs/quickstart.gin", "--gin.MODEL_DIR=unused")
 
@@ -52,3 +57,14 @@ def test_a_runs_measured_steps_stand_beside_the_plan(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "on cpu:8" in shown
     assert "median of 3 records on 8 x cpu" in shown
+
+
+@pytest.mark.parametrize("special", [SpecialTokens(), SpecialTokens(num_sentinels=7)])
+def test_the_vocabulary_is_the_one_that_training_has(special):
+    """Of a trained tokenizer as configured, of bytes as built, both with the tokens added to them."""
+    for tokenizer in (ByteTokenizerConfig(special_tokens=special), SentencePieceConfig(special_tokens=special)):
+        experiment = toy.experiment(Path("unused"))
+        data = dataclasses.replace(experiment.data, tokenizer=tokenizer)
+        added = special.extend(ByteTokenizer()).vocab_size - 259
+        plain = 259 if isinstance(tokenizer, ByteTokenizerConfig) else tokenizer.vocab_size
+        assert plan.vocabulary(dataclasses.replace(experiment, data=data), None) == plain + added
