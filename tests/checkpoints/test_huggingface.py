@@ -120,7 +120,7 @@ FIELDS = {
     "rope_sizes": (
         {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "must have 4 numbers"
     ),
-    "partial_rotary": ({"partial_rotary_factor": 0.5}, "llama models rotate whole heads, so partial_rotary_factor must be 1.0"),
+    "partial_rotary": ({"partial_rotary_factor": 0.5}, "llama models rotate whole heads"),
     "heads": ({"num_attention_heads": 3, "num_key_value_heads": 2}, "config.json describes no .*not a multiple"),
     "no_layers": ({"num_hidden_layers": None}, "no field 'num_hidden_layers'"),
     "layer_types": (
