@@ -1,6 +1,6 @@
 """Compiles the GPU kernels to machine code with XLA's real compiler, without a GPU; prints a line of JSON per case.
 
-python -m tests.kernels.attention.compile_for_gpu triton a100 h100
+python -m tests.kernels.compile_for_gpu triton a100 h100
 
 Needs `pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt`, of the version of jax; no driver and no other library.
 """
@@ -18,6 +18,7 @@ from jax.experimental import topologies
 
 from t5x_like.kernels.attention import MaskSpec, RelativeBias
 from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.grouped_matmul import grouped_matmul
 from tests.kernels.attention import lowering
 
 CAUSAL = MaskSpec(causal=True)
@@ -35,6 +36,12 @@ CASES = {
     "T=1000, D=80": {"lengths": (1000, 1000), "dims": (80, 80)},
     "T=128k, D=128": {"lengths": (131072, 131072), "heads": (1, 1), "dims": (128, 128), "mask": CAUSAL},
     "T=1000, D=128, float32": {"lengths": (1000, 1000), "dims": (128, 128), "dtype": jnp.float32},
+}
+
+GROUPED = {
+    "16k rows, 2048 x 1536, 16 groups": (16384, 2048, 1536, 16, jnp.bfloat16),
+    "1000 rows, 130 x 70, 5 groups": (1000, 130, 70, 5, jnp.bfloat16),
+    "float32, 4096 rows, 1024 x 2048, 8 groups": (4096, 1024, 2048, 8, jnp.float32),
 }
 
 TARGET = """
@@ -94,14 +101,20 @@ CHIPS = {
 """What XLA asks about a GPU, from NVIDIA's data sheets and its CUDA programming guide."""
 
 
-def compile_gradient(backend, chip, **features):
+def grouped_gradient(m, k, n, num_groups, dtype):
+    """The gradient of a grouped product, and shapes for it."""
+    shapes = ((m, k), dtype), ((num_groups, k, n), dtype), ((num_groups,), jnp.int32)
+    loss = lambda *arrays: jnp.sum(grouped_matmul(*arrays, backend="triton").astype(jnp.float32) ** 2)
+    return jax.grad(loss, (0, 1)), tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes)
+
+
+def compile_gradient(chip, function, arguments):
     """Seconds to compile one gradient, and bytes of its arguments and temporaries."""
     # The cpu platform must be there before the plugin is asked for a topology.
     jax.devices()
     target = TARGET.format(**CHIPS[chip])
     device = topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=target).devices[0]
     placed = jax.sharding.SingleDeviceSharding(device)
-    function, arguments = lowering.gradient(backend, **features)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), arguments)
     start = time.time()
     with compiling_for(chip):
@@ -116,8 +129,12 @@ def compile_gradient(backend, chip, **features):
 
 def main(backend, chips):
     for chip in chips:
-        for name, case in CASES.items():
-            print(json.dumps({"chip": chip, "case": name, **compile_gradient(backend, chip, **case)}), flush=True)
+        calls = {("attention", name): lowering.gradient(backend, **case) for name, case in CASES.items()}
+        if backend == "triton":
+            calls |= {("grouped matmul", name): grouped_gradient(*case) for name, case in GROUPED.items()}
+        for (kernel, name), call in calls.items():
+            result = {"kernel": kernel, "chip": chip, "case": name, **compile_gradient(chip, *call)}
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
