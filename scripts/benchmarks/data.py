@@ -21,9 +21,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from t5x_like.data.batches import ShuffledBatches
-from t5x_like.data.corpus import Split
-from t5x_like.data.layouts import PackedRows, Windows
+from t5x_like.data.batches import row_numbers
+from t5x_like.data.build import DataConfig, build_data
 from t5x_like.data.loader import Loader
 from t5x_like.data.prepare import passes
 from t5x_like.data.prepare.config import Deduplication, PrepareConfig
@@ -36,6 +35,7 @@ from t5x_like.data.prepare.signatures import NearDuplicates, signature
 from t5x_like.data.prepare.text_stages import MaskPersonalData, NormalizeText
 from t5x_like.data.prepared import PreparedSource
 from t5x_like.data.python_library import PythonLibrarySource
+from t5x_like.data.randomness import keys, permute
 from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.data.tokenizers import ByteTokenizerConfig
 
@@ -51,8 +51,8 @@ STAGES = (
 
 
 def page_texts(num_documents: int) -> list[str]:
-    """Pieces of Python's docstrings of a web page's size (3 KB), so that many pass the filters."""
-    text = "\n\n".join(PythonLibrarySource(parts=("docs", "docstrings")).documents()).replace("{", "(")
+    """Pieces of Python's language reference of a web page's size (3 KB), so that many pass the filters."""
+    text = "\n\n".join(PythonLibrarySource(parts=("docs",)).documents()).replace("{", "(")
     starts = np.random.default_rng(0).integers(0, len(text) - 6000, num_documents)
     return [text[start : start + 500 + start % 5000] for start in starts.tolist()]
 
@@ -103,31 +103,53 @@ class _Clock(LocalEngine):
 
 
 def measure_loader():
-    length, batch_size, num_steps = 2048, 32, 60
-    texts = page_texts(20_000)
+    length, batch_size, num_steps = 2048, 32, 100
+    texts = page_texts(6000)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "in.jsonl.gz")
         with gzip.open(source, "wt", 1) as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         no_stages = {"stages": (), "deduplication": Deduplication(documents=False, near=None)}
         config = PrepareConfig(
-            files=str(source), directory=f"{folder}/out", tokenizer=SentencePieceConfig(vocab_size=8192), **no_stages
+            files=str(source), directory=f"{folder}/out", tokenizer=ByteTokenizerConfig(), **no_stages
         )
         prepare(config, LocalEngine(1, console=QUIET))
-        corpus = PreparedSource(directory=f"{folder}/out").corpus(Split("document", 0.01))
-        print(f"{len(corpus.train.starts):,} documents, {len(corpus.train.stream):,} tokens; {batch_size} x {length}")
-        for layout in (Windows, PackedRows):
+        print("layout, threads: million tokens/s by the clock | by processor time; planning | reading of a step")
+        for layout, threads in itertools.product(("concatenate", "pack"), (1, 2)):
+            source = PreparedSource(directory=f"{folder}/out")
+            data = build_data(
+                DataConfig(
+                    source=source,
+                    tokenizer=None,
+                    layout=layout,
+                    sequence_length=length,
+                    batch_size=batch_size,
+                    validation_fraction=0.01,
+                ),
+                None,
+            )
+            batches = data.train
+            with Loader(batches.batch, 0, num_steps, num_threads=threads) as loader:
+                next(loader)
+                clock, processor = time.perf_counter(), time.process_time()
+                for _ in loader:
+                    pass
+                tokens = (num_steps - 1) * batch_size * length / 1e6
+                speeds = tokens / (time.perf_counter() - clock), tokens / (time.process_time() - processor)
             start = time.process_time()
-            batches = ShuffledBatches(layout(corpus.train, length, 0), batch_size, 0)
-            planned = time.process_time() - start
-            for threads in (1, 2):
-                with Loader(batches.batch, 0, num_steps, num_threads=threads) as loader:
-                    next(loader)
-                    start = time.process_time()
-                    for _ in loader:
-                        pass
-                    speed = (num_steps - 1) * batch_size * length / (time.process_time() - start)
-                print(f"{layout.__name__}, {threads} threads: {speed / 1e6:.1f} million tokens/s; plan {planned:.2f} s")
+            for step in range(num_steps):
+                epoch, index = np.divmod(row_numbers(step, batch_size, slice(None)), batches.layout.num_rows)
+                batches.layout.read(permute(index, keys(0, epoch), batches.layout.num_rows))
+            planning = (time.process_time() - start) / num_steps
+            start = time.process_time()
+            for step in range(num_steps):
+                batches.batch(step)
+            reading = (time.process_time() - start) / num_steps
+            print(
+                f"{layout}, {threads}: {speeds[0]:.1f} | {speeds[1]:.1f}; "
+                f"{planning * 1e3:.2f} | {reading * 1e3:.2f} ms",
+                flush=True,
+            )
 
 
 def measure_duplicates():

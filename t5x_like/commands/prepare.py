@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from t5x_like.commands import cli
+from t5x_like.data.prepare.beam import BeamEngine
 from t5x_like.data.prepare.config import PrepareConfig
 from t5x_like.data.prepare.engine import LocalEngine
 from t5x_like.data.prepare.report import REPORT_HTML
@@ -30,6 +31,12 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+    flags.DEFINE_multi_string(
+        "beam",
+        [],
+        "Run on Apache Beam; an option of the pipeline without its dashes, may be given again: --beam=runner=...",
+        flag_values=values,
+    )
 
 
 def command(values: flags.FlagValues) -> None:
@@ -48,7 +55,8 @@ def command(values: flags.FlagValues) -> None:
         return
     _, config = configured
     start = time.perf_counter()
-    with LocalEngine(values.workers) as engine:
+    engine = BeamEngine([f"--{option}" for option in values.beam]) if values.beam else LocalEngine(values.workers)
+    with engine:
         report = prepare(config, engine)
     print(summary(config, report, time.perf_counter() - start))
 
