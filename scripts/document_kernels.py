@@ -147,13 +147,11 @@ def tile_sizes_table() -> str:
 def compiled_table(lines: list[str], kernel: str) -> str:
     results = [result for line in lines if (result := json.loads(line)).get("kernel", "attention") == kernel]
     chips = list(dict.fromkeys(result["chip"] for result in results))
-    cells = {
-        (result["case"], result["chip"]): f"{result['seconds']:.0f} s, {result['temporaries'] / 2**20:.0f} MiB"
-        for result in results
-    }
-    cases = {result["case"]: f"{result['arguments'] / 2**20:.0f}" for result in results}
+    mebibytes = lambda number: f"{number / 2**20:.0f}"
+    cells = {(result["case"], result["chip"]): mebibytes(result["temporaries"]) for result in results}
+    cases = {result["case"]: mebibytes(result["arguments"]) for result in results}
     rows = [[case, size, *(cells.get((case, chip), "") for chip in chips)] for case, size in cases.items()]
-    return table(["case", "arguments (MiB)", *chips], rows)
+    return table(["case", "arguments", *chips], rows)
 
 
 def replaced(page: str, name: str, content: str) -> str:
