@@ -107,6 +107,7 @@ def test_split_activations_take_the_length_where_heads_leave_it():
     assert partition_spec(tokens, (4, 8, 6), {**sizes, "sequence": 2}, SPLIT_ACTIVATIONS)[1] == ("sequence", "tensor")
 
 
+@pytest.mark.slow  # Eight devices meet often: starved of processors, XLA:CPU gives up.
 def test_training_with_split_activations_is_that_of_one_device(tmp_path):
     def losses(config, count):
         mesh = build_mesh(config, jax.devices()[:count])
