@@ -7,7 +7,7 @@ from jaxtyping import UInt64
 
 from t5x_like.configurable import configurable
 from t5x_like.data.prepare.document import Document, Dropped, Stage
-from t5x_like.data.prepare.words import Words, words
+from t5x_like.data.prepare.word_hashes import Words, words
 from t5x_like.data.sources import TextSource
 from t5x_like.errors import UserError
 

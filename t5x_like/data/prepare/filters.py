@@ -14,7 +14,7 @@ import numpy as np
 
 from t5x_like.configurable import configurable
 from t5x_like.data.prepare.document import Document, Dropped, Stage
-from t5x_like.data.prepare.words import Words, most_frequent, repeated, words
+from t5x_like.data.prepare.word_hashes import Words, most_frequent, repeated, words
 from t5x_like.errors import UserError
 
 ELLIPSES = ("...", "\u2026")

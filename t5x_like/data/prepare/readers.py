@@ -46,7 +46,7 @@ class Reading:
       text_field: The field of a JSON object, or the column of a table, that holds the text.
       document_separator: What separates the documents of a plain text file; None: a file is one document.
       max_document_bytes: A longer plain text is cut into documents; a longer line, page or archive record is dropped.
-        It bounds memory: a process takes about 60 times as much at most, and 300 MB.
+        It bounds memory: a process takes about 100 times as much at most, beside 200 MB.
       max_expansion: A compressed file that expands to more than so many times its size, and to more than 64 MiB, is
         not read further.
       max_bad_files: Files that may be missing, damaged or expand too far; with more of them preparation ends.

@@ -9,7 +9,7 @@ from jaxtyping import UInt8, UInt32, UInt64
 
 from t5x_like.configurable import configurable
 from t5x_like.data.corpus import content_hash
-from t5x_like.data.prepare.words import words
+from t5x_like.data.prepare.word_hashes import words
 from t5x_like.data.randomness import random_bits
 from t5x_like.errors import UserError
 

@@ -16,7 +16,7 @@ from t5x_like.data.prepare.filters import (
     repeated_ngram_characters,
     top_ngram_characters,
 )
-from t5x_like.data.prepare.words import Words
+from t5x_like.data.prepare.word_hashes import Words
 from t5x_like.errors import UserError
 
 PROSE = (

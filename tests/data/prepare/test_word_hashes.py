@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5x_like.data.prepare.words import Words, repeated
+from t5x_like.data.prepare.word_hashes import Words, repeated
 
 TEXTS = st.text(st.sampled_from("ab cd\n\t.,-é日本\U0001d4b3"), max_size=60)
 
