@@ -21,9 +21,11 @@ from t5x_like.commands import cli
 from t5x_like.commands.trained import chosen_step, restore_params
 from t5x_like.config import config_text, parse_config
 from t5x_like.data.corpus import load_tokenizer
+from t5x_like.data.subwords import MODEL_FILE, SentencePieceTokenizer
+from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
 from t5x_like.models.parameters import Params
-from t5x_like.models.transformer import DecoderConfig
+from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.state import model_spec
@@ -33,6 +35,9 @@ CARRIED = (
     "generation_config.json", "LICENSE*",
 )  # fmt: skip
 """Files of a Hugging Face directory that go along unchanged, both ways."""
+
+SENTENCEPIECE = "tokenizer.model"
+"""Where transformers looks for a SentencePiece model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,13 +151,15 @@ class Saved(NamedTuple):
       vocab_size: tokens; more rows are padding.
       dtype: of the files it was imported from, or float32.
       max_length: of texts, in tokens.
+      tokenizer: of a trained run; None: that of an imported model, whose files are kept.
     """
 
-    config: DecoderConfig
+    config: ModelConfig
     params: Params
     vocab_size: int
     dtype: str
     max_length: int
+    tokenizer: Tokenizer | None = None
 
 
 def export_model(directory: RunDirectory, work: Path, mesh: Mesh, step: str, max_file_bytes: int) -> str:
@@ -165,7 +172,10 @@ def export_model(directory: RunDirectory, work: Path, mesh: Mesh, step: str, max
         shutil.copyfile(directory.huggingface / CONFIG, work / CONFIG)
     else:
         family, fields = choose_family(exact, saved.max_length)
-        (work / CONFIG).write_text(json.dumps({**fields, "dtype": saved.dtype}, indent=2) + "\n")
+        fields = {**special_ids(saved.tokenizer), **fields, "dtype": saved.dtype}
+        (work / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        if isinstance(saved.tokenizer, SentencePieceTokenizer):
+            (work / SENTENCEPIECE).write_bytes(saved.tokenizer.files()[MODEL_FILE])
     files = export_params(
         work,
         family,
@@ -197,9 +207,15 @@ def load_saved(directory: RunDirectory, mesh: Mesh, step: str) -> Saved:
     params = restore_params(checkpoints, model_spec(model), mesh, chosen, use_ema=use_ema)
     checkpoints.close()
     if "tokenizer" in manifest:
-        tokens = load_tokenizer(directory.data, manifest["tokenizer"]).vocab_size
-        return Saved(model, params, tokens, "float32", max_length)
+        tokenizer = load_tokenizer(directory.data, manifest["tokenizer"])
+        return Saved(model, params, tokenizer.vocab_size, "float32", max_length, tokenizer)
     return Saved(model, params, manifest["vocab_size"], manifest["dtype"], max_length)
+
+
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+    """Fields of config.json that name a tokenizer's special tokens."""
+    ids = {name: getattr(tokenizer, name, None) for name in ("bos_id", "eos_id", "pad_id")}
+    return {name.replace("_", "_token_"): value for name, value in ids.items() if value is not None}
 
 
 def carry(source: Path, target: Path) -> None:

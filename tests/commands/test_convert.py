@@ -110,7 +110,7 @@ TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 28}, "merges": []},
 
 
 @pytest.mark.hf
-@pytest.mark.parametrize("name", ["gpt2", "mistral_window", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "mistral_window", "gemma3", "qwen3_moe_dense_layer", "deepseek_v3"])
 def test_a_model_of_several_files_comes_and_goes(name, tmp_path):
     theirs = families.build(name)
     source = families.save(theirs, tmp_path / "hf", max_shard_size="10KB")
