@@ -33,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     printers = [threading.Thread(target=show, args=pair) for pair in enumerate(processes)]
     for printer in printers:
         printer.start()
-    stop = lambda number, frame: send(processes, signal.SIGINT)
+    asked = []
+
+    def stop(number, frame):
+        """The first signal asks to save and stop, the second one does not ask."""
+        send(processes, signal.SIGKILL if asked else signal.SIGINT)
+        asked.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     code = wait(processes)

@@ -9,6 +9,15 @@ import pytest
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias
+from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.batch_loss import batch_loss
+from t5x_like.models.block import BlockConfig
+from t5x_like.models.feedforward import MLPConfig
+from t5x_like.models.losses import LossConfig
+from t5x_like.models.parameters import split
+from t5x_like.models.positions import RelativeBiasConfig
+from t5x_like.models.stack import StackConfig
+from t5x_like.models.transformer import EncoderDecoderConfig, build_model
 from t5x_like.sharding import context
 from t5x_like.sharding.context import ContextConfig
 from t5x_like.sharding.logical import on_devices
@@ -169,3 +178,29 @@ def test_memory_falls_with_the_devices_that_share_the_length(method, share, tmp_
         return compile_step(job).memory_analysis().temp_size_in_bytes
 
     assert temporaries(8) < share * temporaries(1)
+
+
+@pytest.mark.parametrize("method", ["all_gather", pytest.param("ring", marks=pytest.mark.slow)])
+def test_an_encoder_decoder_is_that_of_one_device(method):
+    """With T5's biases, packed rows of two lengths, and attention across, whose queries and keys are both split."""
+    attention = AttentionConfig(num_heads=4, num_kv_heads=2)
+    stack = StackConfig(
+        num_layers=2,
+        block=BlockConfig(attention=attention, feedforward=MLPConfig(d_ff=32)),
+        position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16),
+    )
+    crossing = dataclasses.replace(stack, block=dataclasses.replace(stack.block, cross_attention=attention))
+    config = EncoderDecoderConfig(d_model=16, vocab_size=toy.VOCAB, dtype="float32", encoder=stack, decoder=crossing)
+    graphdef, params = split(build_model(config, jax.random.key(0)))
+    batch = toy.batch() | {
+        "encoder_input_tokens": toy.batch(1)["decoder_input_tokens"][:, :8],
+        "encoder_segment_ids": packed(8, toy.BATCH),
+        "decoder_segment_ids": packed(toy.LENGTH, toy.BATCH),
+    }
+    loss = lambda params, batch: batch_loss(LossConfig(), graphdef, params, batch)[0]
+    expected = jax.jit(jax.value_and_grad(loss))(params, batch)
+    mesh = build_mesh(MeshConfig(data=2, sequence=2, tensor=2))
+    with jax.set_mesh(mesh), context.using(ContextConfig(method=method)):
+        ours = jax.jit(jax.value_and_grad(loss))(params, batch)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1e-2, np.abs(other).max()))

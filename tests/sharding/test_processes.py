@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -49,11 +50,21 @@ def python(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, *arguments], cwd=TOP, env={**os.environ, **CACHE}, **pipes)
 
 
+def output_of(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=900)[0]
+    finally:
+        for _ in range(2):  # the launcher ends its processes by force when it is told twice
+            if process.poll() is None:
+                process.terminate()
+                time.sleep(1)
+
+
 def launch(directory: Path, num_processes: int, *more: str, devices: int = 4) -> tuple[int, str]:
     """Trains on as many devices in any number of processes; exit code and output."""
     options = [f"--num_processes={num_processes}", f"--devices_per_process={devices // num_processes}"]
     process = python("scripts/launch_local.py", *options, "--", *flags(directory), *more)
-    output = process.communicate(timeout=900)[0]
+    output = output_of(process)
     return process.returncode, output
 
 
@@ -119,7 +130,7 @@ def start_two(*commands: list[str]) -> list[tuple[int, str]]:
     port = np.random.default_rng(os.getpid()).integers(20_000, 60_000)
     meeting = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--num_cpu_devices=1"]
     started = [python("-m", "t5x_like", *c, *meeting, f"--process_id={i}") for i, c in enumerate(commands)]
-    outputs = [process.communicate(timeout=900)[0] for process in started]
+    outputs = [output_of(process) for process in started]
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
 
