@@ -47,6 +47,8 @@ setup(
         ],
         "dev": [
             "datatrove>=0.10,<0.11",
+            "gcp-storage-emulator>=2026.7",
+            "gcsfs>=2024.6",
             "hypothesis>=6",
             "import-linter>=2",
             "pytest>=8",

@@ -16,6 +16,8 @@ from typing import Any
 
 from etils import epath
 
+from t5x_like.checkpoints.mirror import is_remote
+
 PIECE = 16 * 2**20
 """Bytes per CRC: a large file has many, taken in parallel."""
 
@@ -32,10 +34,20 @@ def write_checksums(directory: epath.Path, process: int = 0, count: int = 1) -> 
     """Leaves the mark of one of `count` processes, which all have written their files."""
     names = [name for name in _files(directory) if _owner(name) == process]
     mark = directory / f"checksums-{process}-of-{count}.json"
-    # On a local disk a kill could leave half a file under the final name.
-    temporary = mark.with_name(f".{mark.name}")
-    temporary.write_text(_text(_checksums(directory, names, _crc_written)))
-    temporary.replace(mark)
+    text = _text(_checksums(directory, names, _crc_written))
+    if is_remote(directory):
+        mark.write_text(text)  # Objects appear whole.
+    else:
+        # On a disk a kill could leave half a file under the final name.
+        temporary = mark.with_name(f".{mark.name}")
+        temporary.write_text(text)
+        temporary.replace(mark)
+
+
+def remove_checksums(directory: epath.Path) -> None:
+    """Takes the marks away: from here on the checkpoint is a leftover, however little of it gets deleted."""
+    for mark in _marks(directory):
+        (directory / mark).unlink()
 
 
 def is_complete(directory: epath.Path) -> bool:
@@ -137,7 +149,7 @@ def _crc_read(path: epath.Path, start: int) -> int:
 
 def _crc_written(path: epath.Path, start: int) -> int:
     """The CRC-32 of one piece of a file that has just been written: mapped from memory, a quarter of the time less."""
-    if "://" in str(path):
+    if is_remote(path):
         return _crc_read(path, start)
     # A disk that fails under a mapping would kill the process: hence not for files from former days.
     with (

@@ -3,9 +3,8 @@
 A checkpoint is a directory STEP, written by Orbax: the state's arrays as a nested dict under `state/`, and a JSON
 record (metrics, manifest) that is committed with them. The list of checkpoints is always read from disk:
     STEP/checksums-0-of-1.json  a complete one (with several processes: a file of each); see `integrity`
-    STEP                        without them: killed at the very end of a save
+    STEP                        without them: killed at the very end of a save, or while it was being deleted
     STEP.orbax-checkpoint-tmp   one being written; renamed to STEP when complete
-    STEP.deleted                one being deleted
     STEP.damaged                one that failed verification, for a person to look at; the newest of them stays
 Whatever kills the process, the list holds only complete checkpoints, and the next save sweeps the leftovers.
 """
@@ -15,7 +14,7 @@ import logging as standard_logging
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -28,7 +27,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from t5x_like.checkpoints.integrity import damage, is_complete, write_checksums
+from t5x_like.checkpoints.integrity import damage, is_complete, remove_checksums, write_checksums
+from t5x_like.checkpoints.mirror import is_remote
 from t5x_like.checkpoints.orbax import no_orbax_chatter, orbax_options, snapshot, with_sharding
 from t5x_like.checkpoints.policy import CheckpointConfig, Record
 from t5x_like.errors import UserError
@@ -37,7 +37,6 @@ from t5x_like.sharding.coordination import wait_for_all
 Name = tuple[str, ...]
 
 TEMPORARY = ".orbax-checkpoint-tmp"
-DELETED = ".deleted"
 DAMAGED = ".damaged"
 
 _numbers = itertools.count()
@@ -56,11 +55,18 @@ class Checkpoints:
       seconds_checking: time that the last save or verification spent on checksums.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        config: CheckpointConfig,
+        before_completion: Callable[[], None] = lambda: None,
+    ):
+        """Takes what to do, in the background, before a checkpoint counts as complete; raising fails the save."""
         # Orbax takes no relative paths.
         directory = os.fspath(directory)
-        self.directory = epath.Path(directory if "://" in directory else os.path.abspath(directory))
+        self.directory = epath.Path(directory if is_remote(directory) else os.path.abspath(directory))
         self.config = config
+        self._before_completion = before_completion
         self.failures = 0
         self.seconds_checking = 0.0
         self._error = ""
@@ -320,6 +326,7 @@ class Checkpoints:
         """Runs in the background: waits for the write, marks it complete, then deletes what need not stay."""
         try:
             response.result()
+            self._before_completion()
             start = time.perf_counter()
             write_checksums(self._path(step), jax.process_index(), jax.process_count())
             self.seconds_checking = time.perf_counter() - start
@@ -343,7 +350,7 @@ class Checkpoints:
 
     def _check_space(self, state: PyTree) -> None:
         # Several processes must decide alike, so one of them may not stay away from a save.
-        if "://" in str(self.directory) or jax.process_count() > 1:
+        if is_remote(self.directory) or jax.process_count() > 1:
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if needed > shutil.disk_usage(self.directory).free:
@@ -363,10 +370,9 @@ class Checkpoints:
             return
         try:
             for step in dropped:
-                # Renamed first: a kill in mid-deletion must not leave half a checkpoint in the list.
-                self._path(step).rename(self.directory / f"{step}{DELETED}")
+                remove_checksums(self._path(step))
             damaged = sorted(self.directory.glob(f"[0-9]*{DAMAGED}"), key=lambda path: int(path.stem))
-            leftovers = [path for pattern in (f"*{TEMPORARY}*", f"*{DELETED}") for path in self.directory.glob(pattern)]
+            leftovers = list(self.directory.glob(f"*{TEMPORARY}*"))
             leftovers += [self._path(step) for step in self._directories() if not is_complete(self._path(step))]
             for path in [*leftovers, *damaged[: len(damaged) - keep_damaged]]:
                 path.rmtree()

@@ -1,25 +1,31 @@
 """MODEL_DIR: the one directory that holds all of a run, and the lock that gives it one writer."""
 
+import atexit
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from absl import logging
+from etils import epath
 
+from t5x_like.checkpoints.mirror import Mirror, is_remote
 from t5x_like.errors import UserError
 
 LOCK = "run.lock"
 
 
 class RunDirectory:
-    """Where a run's files are, on a local or mounted disk.
+    """Where a run's files are: on a local or mounted disk, or on object storage.
 
     Attributes:
-      path: MODEL_DIR itself.
+      address: MODEL_DIR itself.
+      path: the directory of this machine that holds all but the checkpoints: MODEL_DIR, or a copy of it; see `pull`.
       checkpoints: directory of saved states.
       metrics: one JSON object per record.
       loss_plot: curves of training and validation loss.
@@ -34,8 +40,15 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        self.address = os.fspath(path)
+        self._mirror = None
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints: Path | epath.Path = self.path / "checkpoints"
+        if is_remote(path):
+            self.path = Path(tempfile.mkdtemp(prefix="t5x_like-"))
+            atexit.register(shutil.rmtree, self.path, ignore_errors=True)
+            self._mirror = Mirror(self.address, self.path)
+            self.checkpoints = self._mirror.remote / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.loss_plot = self.path / "loss.png"
         self.operative_config = self.path / "operative_config.gin"
@@ -47,14 +60,33 @@ class RunDirectory:
         self.model_config = self.path / "model.gin"
         self.huggingface = self.path / "huggingface"
 
+    def pull(self) -> None:
+        """Brings the files of a run on object storage here; else they are here.
+
+        Raises:
+          UserError: if that cannot be reached.
+        """
+        if self._mirror is not None:
+            self._mirror.pull()
+
+    def push(self) -> None:
+        """Takes what has changed to the object storage, where the run is on one.
+
+        Raises:
+          UserError: if that cannot be written.
+        """
+        if self._mirror is not None:
+            self._mirror.push()
+
     def require(self) -> None:
-        """Checks that a run was started here; for commands that only read.
+        """Checks that a run was started here, and pulls its files; for commands that only read.
 
         Raises:
           UserError: if not.
         """
+        self.pull()
         if not self.operative_config.exists():
-            raise UserError(f"MODEL_DIR {self.path} holds no run: train first, or correct the path.")
+            raise UserError(f"MODEL_DIR {self.address} holds no run: train first, or correct the path.")
 
     def check_same_experiment(self, differences: Sequence[str]) -> None:
         """Checks that the run here is the one to be continued.
@@ -67,7 +99,7 @@ class RunDirectory:
         """
         if differences:
             raise UserError(
-                f"MODEL_DIR {self.path} holds a run with another configuration:\n  "
+                f"MODEL_DIR {self.address} holds a run with another configuration:\n  "
                 + "\n  ".join(differences)
                 + "\nContinue it with its own configuration (operative_config.gin there), choose another MODEL_DIR, or "
                 "accept differences by name: --allow_changes=PATH,..."
@@ -77,31 +109,31 @@ class RunDirectory:
     def writing(self) -> Iterator[None]:
         """Creates the directory if need be and holds its lock; for the one process that writes (process 0 of several).
 
-        The lock ends with the process, however that ends.
+        The lock ends with the process, however that ends. Object storage has none.
 
         Raises:
           UserError: if the directory cannot be written, holds something else, or another process writes to it.
         """
         with contextlib.ExitStack() as stack:
             try:
+                self.pull()
                 self._create()
                 _lock(stack.enter_context(open(self.path / LOCK, "a+")))
             except OSError as error:
                 raise UserError(
-                    f"MODEL_DIR {self.path} cannot be written ({error.strerror}): choose one where you may write."
+                    f"MODEL_DIR {self.address} cannot be written ({error.strerror}): choose one where you may write."
                 ) from error
             yield
+            self.push()
 
     def _create(self) -> None:
-        if ":/" in str(self.path):
-            raise UserError(f"MODEL_DIR {self.path} is no directory of this machine: choose a local or mounted one.")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"MODEL_DIR {self.path} is a file: choose a directory.")
         self.path.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in self.path.iterdir())
         if names and LOCK not in names and self.operative_config.name not in names:
             raise UserError(
-                f"MODEL_DIR {self.path} is no run but holds {len(names)} other files or directories "
+                f"MODEL_DIR {self.address} is no run but holds {len(names)} other files or directories "
                 f"({', '.join(names[:3])}): choose a new one."
             )
 

@@ -63,8 +63,9 @@ def command(values: flags.FlagValues) -> None:
         raise UserError("convert needs --from=DIRECTORY to read and --to=DIRECTORY to write.")
     if values.gin_file or values.gin_bindings:
         raise UserError("convert takes no gin files and no bindings: the directory it reads holds the configuration.")
-    source, target = Path(source), Path(target)
     directory = RunDirectory(source)
+    directory.pull()
+    source, target = directory.path, Path(target)
     is_run = directory.checkpoints.is_dir()
     if not is_run and not (source / CONFIG).is_file():
         raise UserError(

@@ -33,7 +33,9 @@ def command(values: flags.FlagValues) -> None:
     if configured is None:
         return
     _, experiment = configured
-    data = build_data(experiment.data, RunDirectory(experiment.run.model_dir).data)
+    directory = RunDirectory(experiment.run.model_dir)
+    directory.pull()
+    data = build_data(experiment.data, directory.data)
     if values.split == "validation" and values.step >= data.validation.num_batches:
         raise UserError(f"--step={values.step}: validation has the batches 0 to {data.validation.num_batches - 1}.")
     view = BatchView(getattr(data, values.split).batch(values.step), data.tokenizer)

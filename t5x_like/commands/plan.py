@@ -61,7 +61,9 @@ def command(values: flags.FlagValues) -> int | None:
     jax.config.update("jax_platforms", "cpu")  # planning needs no device, and must not take one from a run
     run = measured(values.compare) if values.compare else None
     if run is not None:
-        values.gin_file = values.gin_file or [str(RunDirectory(values.compare).operative_config)]
+        directory = RunDirectory(values.compare)
+        directory.pull()
+        values.gin_file = values.gin_file or [str(directory.operative_config)]
         values.topology = values.topology or topology_name(run)
     configured = cli.configured(values, Experiment)
     if configured is None:

@@ -91,7 +91,11 @@ def command(values: flags.FlagValues, arguments: Sequence[str]) -> int | None:
             if is_first():
                 stack.enter_context(directory.writing())
                 directory.check_same_experiment(forbidden_changes(directory, experiment, values.allow_changes))
+            else:
+                directory.pull()
             data = build_data(experiment.data, directory.data)
+            if is_first():
+                directory.push()
         job = set_up(experiment, mesh, data.tokenizer.vocab_size)
         if is_first():
             save_run_config(directory.path, config, experiment)
@@ -156,7 +160,10 @@ def summary(experiment: Experiment, outcome: Outcome, directory: RunDirectory) -
         lines.append(f"Validation: {', '.join(shown)}")
     if outcome.time:
         lines.append(outcome.time)
-    lines.append(f"Curves: {directory.loss_plot}; metrics: {directory.metrics}; checkpoints: {directory.checkpoints}")
+    at = lambda path: f"{directory.address}/{path.name}"
+    lines.append(
+        f"Curves: {at(directory.loss_plot)}; metrics: {at(directory.metrics)}; checkpoints: {directory.checkpoints}"
+    )
     if not outcome.complete:
         lines.append("The same command resumes it.")
     return "\n".join(lines)

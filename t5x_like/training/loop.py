@@ -97,9 +97,13 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
         stack.enter_context(choices_of(experiment.mesh))
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(directory.checkpoints, settings.checkpoints)))
-        requests = Requests(directory.path, checkpoints.overdue, settings.logging.every_steps)
         first = jax.process_index() == 0
+        # Where the run is on object storage, its records get there with the checkpoint that has passed them.
+        push = directory.push if first else lambda: None
+        checkpoints = stack.enter_context(
+            contextlib.closing(Checkpoints(directory.checkpoints, settings.checkpoints, push))
+        )
+        requests = Requests(directory.path, checkpoints.overdue, settings.logging.every_steps)
         run = Run(
             experiment,
             job,

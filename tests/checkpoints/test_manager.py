@@ -231,7 +231,7 @@ def test_kill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert (tmp_path / "2.orbax-checkpoint-tmp").exists(), "the kill came too late to test anything"
     # What a kill during the deletion of an old checkpoint leaves.
-    (tmp_path / "0.deleted").mkdir()
+    (tmp_path / "0").mkdir()
 
     checkpoints = Checkpoints(tmp_path, ALWAYS)
     assert checkpoints.steps() == [1]

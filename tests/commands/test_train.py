@@ -157,7 +157,6 @@ BAD_FLAGS = {
     "microbatches": ({"RunConfig.num_microbatches": 3}, "not a multiple"),
     "mesh": ({"MeshConfig.data": 3}, "does not fill 8 devices"),
     "warmup": ({"WARMUP_STEPS": 100}, "longer than the run"),
-    "object_store": ({"MODEL_DIR": "gs://bucket/run"}, "no directory of this machine"),
 }
 
 
