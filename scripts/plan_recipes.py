@@ -6,7 +6,8 @@ python scripts/plan_recipes.py [RECIPE ...]
 import sys
 from pathlib import Path
 
-from t5x_like.commands.plan import CACHE, vocabulary
+from t5x_like.commands.dry_run import known_vocabulary
+from t5x_like.commands.plan import CACHE
 from t5x_like.config import parse_config
 from t5x_like.config.parse import SHIPPED
 from t5x_like.errors import UserError
@@ -42,7 +43,7 @@ def plan_of(recipe: str, topology: str) -> Plan:
     if (SHIPPED / mesh).exists():
         files.append(mesh)
     experiment = parse_config(files, ["TEXT_FILES='unused'"]).build(Experiment)
-    return compile_plan(Request(experiment, parse_topology(topology), vocabulary(experiment, None)), CACHE)
+    return compile_plan(Request(experiment, parse_topology(topology), known_vocabulary(experiment)), CACHE)
 
 
 def row(recipe: str, topology: str, plan: Plan) -> str:

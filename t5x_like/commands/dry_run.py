@@ -1,6 +1,8 @@
 """What `train --dry_run` prints: everything that shapes alone can tell."""
 
 from t5x_like.data.build import build_data
+from t5x_like.data.subwords import SentencePieceFileConfig
+from t5x_like.data.tokenizers import ByteTokenizer, ByteTokenizerConfig
 from t5x_like.planning.memory import bytes_per_device
 from t5x_like.sharding.layout import layout_table
 from t5x_like.sharding.mesh import build_mesh
@@ -14,9 +16,7 @@ def dry_run(experiment: Experiment) -> str:
     Only where the size of the vocabulary depends on the text (characters) is the text read.
     """
     data = experiment.data
-    vocab_size = experiment.model.vocab_size or getattr(data.tokenizer, "vocab_size", None)
-    if vocab_size is None:
-        vocab_size = build_data(data, None).tokenizer.vocab_size
+    vocab_size = known_vocabulary(experiment) or build_data(data, None).tokenizer.vocab_size
     mesh = build_mesh(experiment.mesh)
     job = set_up(experiment, mesh, vocab_size)
     lines = [
@@ -37,3 +37,16 @@ def dry_run(experiment: Experiment) -> str:
     sizes = {name: bytes_per_device(part) for name, part in parts.items()}
     lines += [f"  {name:<12}{size / 2**20:>12,.1f} MiB" for name, size in sizes.items() if size]
     return "\n".join([*lines, f"  {'sum':<12}{sum(sizes.values()) / 2**20:>12,.1f} MiB"])
+
+
+def known_vocabulary(experiment: Experiment) -> int | None:
+    """The size of the vocabulary without reading any text; None where it depends on that."""
+    tokenizer = experiment.data.tokenizer
+    if experiment.model.vocab_size:
+        return experiment.model.vocab_size
+    if isinstance(tokenizer, ByteTokenizerConfig | SentencePieceFileConfig):
+        return tokenizer.build(()).vocab_size  # which needs no documents
+    if not hasattr(tokenizer, "vocab_size"):
+        return None
+    plain = ByteTokenizer()
+    return tokenizer.vocab_size + tokenizer.special_tokens.extend(plain).vocab_size - plain.vocab_size

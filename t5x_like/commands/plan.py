@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -12,15 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
-from t5x_like.data.subwords import SentencePieceFileConfig
-from t5x_like.data.tokenizers import ByteTokenizer, ByteTokenizerConfig
+from t5x_like.commands.dry_run import known_vocabulary
 from t5x_like.errors import UserError
 from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.compare import comparison, measured, topology_name
 from t5x_like.planning.compile import INSTALL, compile_plan, has_compiler
 from t5x_like.planning.page import page
 from t5x_like.planning.plan import Plan, Request
-from t5x_like.planning.report import report
+from t5x_like.planning.remedies import remedies
+from t5x_like.planning.report import remedies_report, report
 from t5x_like.planning.search import fit, search
 from t5x_like.planning.search_report import search_report
 from t5x_like.planning.topology import parse_topology
@@ -72,12 +72,20 @@ def command(values: flags.FlagValues) -> int | None:
     if values.topology is None:
         raise UserError("plan needs --topology, e.g. --topology=v5p:4x4x4.")
     topology = parse_topology(values.topology, values.num_slices)
-    request = Request(experiment, topology, vocabulary(experiment, values.vocab_size))
+    vocab_size = values.vocab_size or known_vocabulary(experiment)
+    if vocab_size is None:
+        kind = type(experiment.data.tokenizer).__name__
+        raise UserError(f"The vocabulary of {kind} depends on the text: state its size with --vocab_size.")
+    request = Request(experiment, topology, vocab_size)
     if values.search:
         return search_command(request, values)
     plan = fit_command(request) if values.fit else one_plan(request, values.analytical)
     tokens = values.tokens or plan.tokens_per_step * experiment.run.steps
     console.print(report(plan, tokens=tokens, price=values.price_per_chip_hour))
+    if plan.out_of_memory:
+        with console.status("looking for changes that fit ..."):
+            found = remedies(request, judge(request, values.analytical))
+        console.print(remedies_report(found))
     if run is not None:
         console.print(comparison(plan, run))
     if values.json:
@@ -85,6 +93,13 @@ def command(values: flags.FlagValues) -> int | None:
     if values.html:
         write(values.html, page(plan))
     return None
+
+
+def judge(request: Request, analytical: bool) -> Callable[[Request], Plan]:
+    """What tells soonest whether a run fits: the compiler's memory, or the model where there is no compiler."""
+    if not analytical and has_compiler(request.topology.chip.platform):
+        return lambda asked: compile_plan(dataclasses.replace(asked, quick=True), CACHE)
+    return analytical_plan
 
 
 def one_plan(request: Request, analytical: bool) -> Plan:
@@ -100,11 +115,8 @@ def one_plan(request: Request, analytical: bool) -> Plan:
 
 def fit_command(request: Request) -> Plan:
     """The plan on the smallest slice that holds the run."""
-    compiler = has_compiler(request.topology.chip.platform)
     with console.status("trying slices, the smallest first ..."):
-        found = fit(
-            request, lambda r: compile_plan(dataclasses.replace(r, quick=True)) if compiler else analytical_plan(r)
-        )
+        found = fit(request, judge(request, analytical=False))
     if found is None:
         raise UserError(
             f"The run fits on no single slice of {request.topology.chip_name} with all devices in `fsdp`: use a "
@@ -139,20 +151,6 @@ def write(path: str, text: str) -> None:
         Path(path).write_text(text + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def vocabulary(experiment: Experiment, stated: int | None) -> int:
-    """The size of the vocabulary, without reading any text."""
-    tokenizer = experiment.data.tokenizer
-    if known := stated or experiment.model.vocab_size:
-        return known
-    if isinstance(tokenizer, ByteTokenizerConfig | SentencePieceFileConfig):
-        return tokenizer.build(()).vocab_size  # which needs no documents
-    if not hasattr(tokenizer, "vocab_size"):
-        kind = type(tokenizer).__name__
-        raise UserError(f"The vocabulary of {kind} depends on the text: state its size with --vocab_size.")
-    plain = ByteTokenizer()
-    return tokenizer.vocab_size + tokenizer.special_tokens.extend(plain).vocab_size - plain.vocab_size
 
 
 def as_dict(plan: Plan) -> dict:

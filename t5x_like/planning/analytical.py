@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.models.moe import MoEConfig
 from t5x_like.planning.collectives import Network
 from t5x_like.planning.flops import count_flops
 from t5x_like.planning.liveness import batch_shares, peak_bytes, sharded_size
@@ -28,7 +29,7 @@ from t5x_like.training.setup import Job, set_up
 
 HIDDEN = 0.7
 """Share of the computation that can hide the gathers and reductions of data parallelism."""
-MODELLED = ("data", "fsdp", "tensor")
+MODELLED = ("data", "fsdp", "expert", "sequence", "tensor")
 
 
 def analytical_plan(request: Request, lower: bool = True, traces: dict | None = None) -> Plan:
@@ -53,7 +54,10 @@ def analytical_plan(request: Request, lower: bool = True, traces: dict | None = 
     mesh = AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     with compiling_for(topology.chip_name if chip.dims else chip.platform, topology.num_devices):
         job = set_up(experiment, mesh, request.vocab_size)
-        kept, key = {} if traces is None else traces, repr((_without_mesh(experiment), sizes["tensor"]))
+        kept, key = (
+            {} if traces is None else traces,
+            repr((_without_mesh(experiment), [sizes[axis] for axis in IN_THE_PROGRAM])),
+        )
         with jax.sharding.use_abstract_mesh(mesh):
             traced = kept.get(key) or jax.jit(job.train_step).trace(job.state, job.batch)
             kept[key] = traced
@@ -67,7 +71,7 @@ def analytical_plan(request: Request, lower: bool = True, traces: dict | None = 
         topology=topology,
         mesh=sizes,
         num_parameters=job.num_parameters,
-        num_active_parameters=None,
+        num_active_parameters=job.num_active_parameters,
         tokens_per_step=job.tokens_per_step,
         rows_per_device=experiment.data.batch_size / batch_shares(sizes),
         memory=memory,
@@ -77,6 +81,10 @@ def analytical_plan(request: Request, lower: bool = True, traces: dict | None = 
         timing=_timing(job, request, sizes, flops) if chip.peak_flops else None,
         versions=f"lowered for CUDA by jax {jax.__version__}" if lower and chip.platform == "gpu" else "",
     )
+
+
+IN_THE_PROGRAM = ("expert", "sequence", "tensor")
+"""Axes that the traced program itself depends on; the others only say where the arrays are."""
 
 
 def _without_mesh(experiment: Experiment) -> Experiment:
@@ -134,11 +142,11 @@ def _timing(job: Job, request: Request, sizes: dict[str, int], flops: float) -> 
 
 
 def _collectives(job: Job, request: Request, sizes: dict[str, int], parts: int) -> list[Collective]:
-    """What data, fsdp and tensor parallelism imply, the longest first."""
+    """What each axis implies, the longest first."""
     network = abstract_network(request.topology, sizes)
     data = request.experiment.data
-    rows = data.batch_size // parts // (sizes["data"] * sizes["fsdp"])
-    activation = rows * data.sequence_length * job.model.d_model * 2
+    tokens = data.batch_size * data.sequence_length / parts / (batch_shares(sizes) * sizes["sequence"])
+    activation = tokens * job.model.d_model * 2
     found: dict[tuple[str, str], Collective] = {}
 
     def add(kind: str, axis: str, count: float, size: float) -> None:
@@ -151,17 +159,25 @@ def _collectives(job: Job, request: Request, sizes: dict[str, int], parts: int) 
 
     for array, axes in zip(jax.tree.leaves(job.state.params), _axes(job), strict=True):
         spec = {name for entry in array.sharding.spec for name in (entry if isinstance(entry, tuple) else (entry,))}
-        share = sizes["tensor"] if "tensor" in spec else 1
         layers = array.shape[0] if axes and axes[0] == "layers" else 1
-        size = array.size / share / layers
+        size = array.size / layers / math.prod(sizes[axis] for axis in ("tensor", "expert") if axis in spec)
         if "fsdp" in spec:
             add("all-gather", "fsdp", 2 * layers * parts, size * 2)  # in bfloat16, forward and backward
             add("reduce-scatter", "fsdp", layers * parts, size * 4)
         else:
             add("all-reduce", "fsdp", layers, size * 4)
-        add("all-reduce", "data", layers, size * 4 / (sizes["fsdp"] if "fsdp" in spec else 1))
+        for axis in {"data", "expert", "sequence"} - spec:
+            add("all-reduce", axis, layers, size * 4 / (sizes["fsdp"] if "fsdp" in spec else 1))
         if "tensor" in spec and axes[-1] == "embed" and len(axes) > 2:
             add("all-reduce", "tensor", 2 * layers * parts, activation)  # of the block, forward and backward
+    for block in (block for stack in job.model.stacks.values() for block in stack.blocks):
+        keys_and_values = sum(map(math.prod, block.attention.key_value_shapes(job.model.d_model))) / sizes["tensor"]
+        gathered = tokens * sizes["sequence"] * keys_and_values * 2
+        add("all-gather", "sequence", 2 * parts, gathered)
+        add("reduce-scatter", "sequence", parts, gathered)
+        if isinstance(block.feedforward, MoEConfig):  # every device sees its group's tokens, forward and backward
+            add("all-gather", "expert", 2 * parts, activation * sizes["expert"])
+            add("reduce-scatter", "expert", 2 * parts, activation * sizes["expert"])
     return sorted(found.values(), key=lambda c: -c.seconds)
 
 

@@ -35,7 +35,7 @@ class Plan:
       topology: the devices.
       mesh: sizes of the mesh's axes.
       num_parameters: of the model.
-      num_active_parameters: those that a token uses; None where that is all of them.
+      num_active_parameters: those that a token uses.
       tokens_per_step: of the global batch.
       rows_per_device: sequences per device and step.
       memory: of the device with most.
@@ -51,7 +51,7 @@ class Plan:
     topology: Topology
     mesh: dict[str, int]
     num_parameters: int
-    num_active_parameters: int | None
+    num_active_parameters: int
     tokens_per_step: int
     rows_per_device: float
     memory: Memory

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from t5x_like.planning.plan import Plan
+from t5x_like.planning.remedies import Remedy
 from t5x_like.planning.topology import GiB
 from t5x_like.training.flops import COUNTING_RULE
 
@@ -39,7 +40,8 @@ def report(plan: Plan, *, tokens: float | None, price: float | None) -> Renderab
 
 
 def _head(plan: Plan) -> Text:
-    active = f" ({number(plan.num_active_parameters)} active)" if plan.num_active_parameters else ""
+    all_active = plan.num_active_parameters == plan.num_parameters
+    active = "" if all_active else f" ({number(plan.num_active_parameters)} active)"
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     made = {
         "compiler": f"compiled by {plan.versions} in {plan.compile_seconds:.0f} s",
@@ -60,7 +62,8 @@ def _memory(plan: Plan) -> Iterator[RenderableType]:
     parts = memory_parts(plan)
     of = f" of {capacity / GiB:.1f}" if capacity else ""
     unit = GiB if memory.total > GiB / 4 else 2**20
-    verdict = Text(" does not fit", "bold red") if plan.out_of_memory else Text(" fits", "bold green")
+    excess = f" does not fit: {(memory.total - capacity) / GiB:.3g} GiB too much"
+    verdict = Text(excess, "bold red") if plan.out_of_memory else Text(" fits", "bold green")
     total = f" per device {memory.total / GiB:.3g}{of} GiB"
     yield Text.assemble(("MEMORY", "bold"), total, verdict if capacity else "")
     yield _bar(list(parts.items()), max(capacity, memory.total))
@@ -80,6 +83,16 @@ def _memory(plan: Plan) -> Iterator[RenderableType]:
             size = Text(f"{buffer.bytes / unit:.2f}", justify="right")
             rows.add_row("  ", size, buffer.shape, Text(buffer.kind, COLOURS[buffer.kind]), Text(buffer.scope, "dim"))
         yield rows
+
+
+def remedies_report(found: list[Remedy]) -> RenderableType:
+    """Changes that make a run fit; see `remedies`."""
+    if not found:
+        return Text("\nNo single change was found that fits: use more chips, fewer or shorter sequences.", "bold red")
+    table = Table.grid(padding=(0, 2))
+    for remedy in found:
+        table.add_row("  ", remedy.change, Text(f"{remedy.plan.memory.total / GiB:.1f} GiB", "dim"))
+    return Group(Text("\nIt would fit with one of these:", "bold"), table)
 
 
 def memory_parts(plan: Plan) -> dict[str, int]:

@@ -1,25 +1,35 @@
 """Finds the mesh, the microbatches and the recomputation with which a run is fastest on given devices."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from t5x_like.errors import UserError
+from t5x_like.models.moe import MoEConfig
 from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.compile import CompilerCrash, compile_plan, has_compiler
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.topology import Topology, slice_shapes
 from t5x_like.training.experiment import Experiment
 
-SPLIT_BY_MODEL = (1, 2, 4, 8)
+TENSOR = (1, 2, 4, 8)
+EXPERT = (1, 4, 8, 16)
+"""For mixtures of experts."""
+SEQUENCE = (1, 2, 4, 8, 16)
+"""Where there are fewer sequences than devices."""
 MICROBATCHES = (1, 2, 4)
 REMAT = ("none", "dots", "full")
 MARGIN = 2.0
 """The memory model may be wrong by this factor before it rules a candidate out."""
 SECONDS_MARGIN = 2.0
 """Candidates that the model predicts to take this many times the best one's step are not compiled."""
+
+
+Settings = dict[str, int | str]
+"""Gin bindings by name."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Candidate:
       model: what the analytical model says of it.
     """
 
-    settings: dict[str, int | str]
+    settings: Settings
     request: Request
     model: Plan
 
@@ -54,30 +64,37 @@ class Result:
 
 
 def candidates(request: Request) -> Iterator[Candidate]:
-    """All meshes of data, fsdp and tensor that divide the devices, with microbatches and recomputation.
+    """Meshes that divide the devices, with microbatches and recomputation.
 
     Those that the run's own checks refuse are left out.
     """
-    experiment, devices = request.experiment, request.topology.num_devices
     traces: dict = {}
-    for tensor in SPLIT_BY_MODEL:
-        for data in _data_sizes(request.topology):
-            if devices % (tensor * data):
-                continue
-            for parts in MICROBATCHES:
-                for remat in REMAT:
-                    settings = {
-                        "MeshConfig.data": data,
-                        "MeshConfig.fsdp": devices // (tensor * data),
-                        "MeshConfig.tensor": tensor,
-                        "RunConfig.num_microbatches": parts,
-                        "StackConfig.remat": remat,
-                    }
-                    try:
-                        asked = dataclasses.replace(request, experiment=changed(experiment, settings))
-                        yield Candidate(settings, asked, analytical_plan(asked, lower=False, traces=traces))
-                    except UserError:
-                        continue
+    for mesh, parts, remat in itertools.product(_meshes(request), MICROBATCHES, REMAT):
+        settings = {**mesh, "RunConfig.num_microbatches": parts, "StackConfig.remat": remat}
+        try:
+            asked = dataclasses.replace(request, experiment=changed(request.experiment, settings))
+            yield Candidate(settings, asked, analytical_plan(asked, lower=False, traces=traces))
+        except UserError:
+            continue
+
+
+def _meshes(request: Request) -> Iterator[Settings]:
+    """All sizes of `data`, `fsdp` and `tensor`, and of `expert` and `sequence` where they may help.
+
+    With `tensor`, once with the activations between its products whole, once with them split over the length.
+    """
+    experiment, devices = request.experiment, request.topology.num_devices
+    blocks = [block for stack in experiment.model.stacks.values() for block in stack.blocks]
+    experts = EXPERT if any(isinstance(block.feedforward, MoEConfig) for block in blocks) else (1,)
+    lengths = SEQUENCE if experiment.data.batch_size < devices else (1,)
+    for tensor, expert, sequence, data in itertools.product(TENSOR, experts, lengths, _data_sizes(request.topology)):
+        fsdp, rest = divmod(devices, tensor * expert * sequence * data)
+        if rest:
+            continue
+        sizes = {"data": data, "fsdp": fsdp, "expert": expert, "sequence": sequence, "tensor": tensor}
+        settings = {f"MeshConfig.{axis}": size for axis, size in sizes.items()}
+        for split in (False, True) if tensor > 1 else (False,):
+            yield {**settings, "MeshConfig.split_activations": split}
 
 
 def _data_sizes(topology: Topology) -> list[int]:
@@ -86,14 +103,20 @@ def _data_sizes(topology: Topology) -> list[int]:
     return sorted({1, groups, groups * 4})
 
 
-def changed(experiment: Experiment, settings: dict[str, int | str]) -> Experiment:
-    """The experiment with these settings, as gin would make it."""
-    sizes = {name.partition(".")[2]: size for name, size in settings.items() if name.startswith("MeshConfig.")}
-    run = dataclasses.replace(experiment.run, num_microbatches=settings["RunConfig.num_microbatches"])
-    remat = {"remat": settings["StackConfig.remat"], "remat_names": ()}
-    model = _with_stacks(experiment.model, remat)
-    mesh = dataclasses.replace(experiment.mesh, **sizes)
-    return dataclasses.replace(experiment, model=model, run=run, mesh=mesh)
+def changed(experiment: Experiment, settings: Settings) -> Experiment:
+    """The experiment with these settings of its mesh, run and stacks, as gin would make it."""
+    fields: dict[str, dict] = {"MeshConfig": {}, "RunConfig": {}, "StackConfig": {}}
+    for name, value in settings.items():
+        owner, _, field = name.partition(".")
+        fields[owner][field] = value
+    if "remat" in fields["StackConfig"]:
+        fields["StackConfig"]["remat_names"] = ()
+    return dataclasses.replace(
+        experiment,
+        model=_with_stacks(experiment.model, fields["StackConfig"]),
+        run=dataclasses.replace(experiment.run, **fields["RunConfig"]),
+        mesh=dataclasses.replace(experiment.mesh, **fields["MeshConfig"]),
+    )
 
 
 def _with_stacks(model, fields: dict):

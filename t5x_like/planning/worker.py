@@ -63,7 +63,7 @@ def plan(request: Request, dump: Path) -> Plan:
         topology=topology,
         mesh=dict(mesh.shape),
         num_parameters=job.num_parameters,
-        num_active_parameters=None,
+        num_active_parameters=job.num_active_parameters,
         tokens_per_step=job.tokens_per_step,
         rows_per_device=experiment.data.batch_size / batch_shares(mesh.shape),
         memory=memory,

@@ -1,5 +1,7 @@
 """Model FLOPs and their share of the chips' peak (MFU)."""
 
+from collections.abc import Iterator
+
 import jax
 
 from t5x_like.models.attention import AttentionConfig
@@ -79,22 +81,35 @@ def flops_per_row(config: ModelConfig, params: Params, lengths: dict[str, int]) 
     return 6 * (products + scores)
 
 
+def active_parameters(config: ModelConfig, params: Params) -> int:
+    """Returns the number of parameters that a token uses: of the experts of a layer, those it is sent to."""
+    spared = sum(
+        array.size * (1 - share)
+        for name, stack in config.stacks.items()
+        for _, array, share in _of_layers(stack, params[name])
+    )
+    return round(sum(array.size for array in jax.tree.leaves(params)) - spared)
+
+
 def _products(stack: StackConfig, params: Params, length: int, encoder_length: int) -> float:
     """Uses of the parameters of matrix products, of all layers and tokens."""
     total = 0.0
-    for kind, layers in params.items():
-        if kind not in ("scanned", "unrolled"):
-            continue
-        for i, layer in layers.items():
+    for names, array, share in _of_layers(stack, params):
+        if names[-1] == "kernel":
+            of_encoder = names[0] == "cross_attention" and names[1] in ("key", "value")
+            total += array.size * share * (encoder_length if of_encoder else length)
+    return total
+
+
+def _of_layers(stack: StackConfig, params: Params) -> Iterator[tuple[list[str], jax.Array, float]]:
+    """The parameters of a stack's layers: path in the layer, array, and which share of it a token uses."""
+    for kind in ("scanned", "unrolled"):
+        for i, layer in params.get(kind, {}).items():
             feedforward = (stack.cycle if kind == "scanned" else stack.blocks)[int(i)].feedforward
             for path, array in jax.tree.leaves_with_path(layer):
                 names = [entry.key for entry in path]
-                if names[-1] == "kernel":
-                    of_encoder = names[0] == "cross_attention" and names[1] in ("key", "value")
-                    of_experts = isinstance(feedforward, MoEConfig) and names[:-1] in EXPERTS
-                    share = feedforward.experts_per_token / feedforward.num_experts if of_experts else 1.0
-                    total += array.size * share * (encoder_length if of_encoder else length)
-    return total
+                of_experts = isinstance(feedforward, MoEConfig) and names[:-1] in EXPERTS
+                yield names, array, feedforward.experts_per_token / feedforward.num_experts if of_experts else 1.0
 
 
 def _attended_dims(

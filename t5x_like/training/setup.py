@@ -22,7 +22,7 @@ from t5x_like.sharding.mesh import describe_mesh, traced_with
 from t5x_like.sharding.pipeline import bubble
 from t5x_like.sharding.xla_profiles import compiler_options
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.flops import COUNTING_RULE, flops_per_row, peak_flops_per_second
+from t5x_like.training.flops import COUNTING_RULE, active_parameters, flops_per_row, peak_flops_per_second
 from t5x_like.training.optimizers import build_optimizer, schedule_of
 from t5x_like.training.state import ModelSpec, TrainState, abstract_state, model_spec, state_factory
 from t5x_like.training.step import TrainStep, make_train_step
@@ -58,6 +58,11 @@ class Job(NamedTuple):
         return sum(array.size for array in jax.tree.leaves(self.spec.params))
 
     @property
+    def num_active_parameters(self) -> int:
+        """Parameters that a token uses; fewer than all in a mixture of experts."""
+        return active_parameters(self.model, self.spec.params)
+
+    @property
     def row_lengths(self) -> dict[str, int]:
         """Tokens per row, of `encoder` and `decoder` where the model has them."""
         suffix = "_input_tokens"
@@ -76,7 +81,9 @@ class Job(NamedTuple):
 
     def describe(self) -> str:
         flops = f"{self.flops_per_token / 1e6:,.1f} million FLOPs per token"
-        line = f"{self.num_parameters:,} parameters, {flops}; mesh: {describe_mesh(self.mesh)}"
+        active = self.num_active_parameters
+        of_which = "" if active == self.num_parameters else f" ({active:,} active)"
+        line = f"{self.num_parameters:,} parameters{of_which}, {flops}; mesh: {describe_mesh(self.mesh)}"
         known = peak_flops_per_second(self.mesh.devices.flat[0]) is not None
         return f"{line}\n{COUNTING_RULE}" if known else line
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from t5x_like.commands import plan, train
+from t5x_like.commands.dry_run import known_vocabulary
 from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.data.tokenizers import ByteTokenizer, ByteTokenizerConfig, SpecialTokens
 from tests import toy
@@ -67,4 +68,4 @@ def test_the_vocabulary_is_the_one_that_training_has(special):
         data = dataclasses.replace(experiment.data, tokenizer=tokenizer)
         added = special.extend(ByteTokenizer()).vocab_size - 259
         plain = 259 if isinstance(tokenizer, ByteTokenizerConfig) else tokenizer.vocab_size
-        assert plan.vocabulary(dataclasses.replace(experiment, data=data), None) == plain + added
+        assert known_vocabulary(dataclasses.replace(experiment, data=data)) == plain + added

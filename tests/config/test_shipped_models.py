@@ -11,6 +11,7 @@ from t5x_like.config import parse_config
 from t5x_like.config.parse import SHIPPED
 from t5x_like.models.transformer import DecoderConfig
 from t5x_like.training.experiment import Experiment
+from t5x_like.training.flops import active_parameters
 from t5x_like.training.state import model_spec
 from tests.config.test_shipped_encoders import PUBLISHED as ENCODERS
 
@@ -69,6 +70,17 @@ PUBLISHED = {
 """Family and number of parameters, as the model cards on huggingface.co give it."""
 
 
+ACTIVE = {
+    "mixtral_8x7b": 12.9e9,
+    "mixtral_8x22b": 39e9,
+    "qwen3_30b_a3b": 3.3e9,
+    "qwen3_235b_a22b": 22e9,
+    "deepseek_v2": 21e9,
+    "deepseek_v3": 37e9,
+}
+"""Parameters that a token uses, as the model cards give them, in two or three digits."""
+
+
 def shipped(name: str) -> DecoderConfig:
     others = ("experiment.gin", "data/python_library.gin", "optimizers/adamw_cosine.gin", "meshes/fsdp.gin")
     macros = {"MODEL_DIR": "x", "STEPS": 10_000, "BATCH_SIZE": 8, "SEQUENCE_LENGTH": 128}
@@ -90,6 +102,12 @@ def test_the_number_of_parameters_is_the_published_one(name):
     chosen = choose_family(config, 4096)[0].model_type
     # Phi-3 mini differs from Mistral in its tensors alone.
     assert chosen == family or (family, chosen) == ("phi3", "mistral")
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_token_uses_as_many_parameters_as_was_published(name):
+    config = shipped(name)
+    assert active_parameters(config, model_spec(config).params) == pytest.approx(ACTIVE[name], rel=0.025)
 
 
 @pytest.mark.hf

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 from rich.console import Console
@@ -27,7 +28,7 @@ def test_candidates_fill_the_devices_and_pass_the_runs_own_checks(asked, found):
     settings = [c.settings for c in found]
     assert len(settings) == len({tuple(s.values()) for s in settings}) >= 24
     for s in settings:
-        assert s["MeshConfig.data"] * s["MeshConfig.fsdp"] * s["MeshConfig.tensor"] == 4
+        assert math.prod(s[f"MeshConfig.{axis}"] for axis in ("data", "fsdp", "expert", "sequence", "tensor")) == 4
         assert toy.BATCH % (s["MeshConfig.data"] * s["MeshConfig.fsdp"] * s["RunConfig.num_microbatches"]) == 0
 
 
