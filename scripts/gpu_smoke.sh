@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks training on one NVIDIA GPU: installs the extra `gpu`, trains two recipes for 200 steps each, checks that the loss falls.
-#   bash scripts/gpu_smoke.sh [arguments for both runs]
+# Checks training on one NVIDIA GPU: installs the extra `gpu`, trains a GPT, a T5 and a mixture of experts for 200 steps each
+# with the GPU's kernels, checks that their losses fall, and prints tokens per second and MFU.
+#   bash scripts/gpu_smoke.sh [arguments for all runs]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v nvidia-smi > /dev/null || ! nvidia-smi -L 2> /dev/null | grep -q GPU; then
@@ -22,5 +23,6 @@ smoke() {  # smoke NAME ARGUMENT...
 }
 
 smoke nanogpt_char_gpu --gin_file=runs/nanogpt_char_gpu.gin --gin.TEXT_FILES="$work/text.txt" "$@"
-smoke decoder_tiny --gin_file=runs/quickstart.gin --gin.DecoderConfig.dtype=bfloat16 "$@"
+smoke t5_tiny --gin_file=runs/t5_tiny.gin --gin.EncoderDecoderConfig.dtype=bfloat16 "$@"
+smoke moe_tiny --gin_file=runs/moe_tiny.gin --gin.DecoderConfig.dtype=bfloat16 "$@"
 echo "All runs learnt."

@@ -23,9 +23,12 @@ RECIPES = {
     "llama3_8b": ("v5p:4x4x4", "v6e:8x8"),
     "llama3_70b": ("v5p:4x8x8", "v6e:16x16"),
     "mixtral_8x7b": ("v5p:4x4x4", "v6e:16x16"),
-    "deepseek_v3": ("v5p:8x8x16", "v6e:16x16"),
+    "deepseek_v3": ("v5p:8x8x16", "8 v6e:16x16"),
 }
-"""Runs and where they are planned, as far as the files are there."""
+"""Runs and where they are planned: a slice, or several."""
+
+PREPARED = ("t5_1_1_xxl", "mixtral_8x7b", "deepseek_v3")
+"""Runs on a prepared corpus; the others are on texts."""
 
 HEAD = """# What the recipes take
 Written by `python scripts/plan_recipes.py`, which compiles each recipe's own training step for chips that are not
@@ -38,12 +41,15 @@ file `meshes/RECIPE_CHIP.gin` is used where there is one, else the run's own.
 
 
 def plan_of(recipe: str, topology: str) -> Plan:
+    num_slices, _, shape = topology.rpartition(" ")
     files = [f"runs/{recipe}.gin"]
-    mesh = f"meshes/{recipe}_{topology.partition(':')[0]}.gin"
+    mesh = f"meshes/{recipe}_{shape.partition(':')[0]}.gin"
     if (SHIPPED / mesh).exists():
         files.append(mesh)
-    experiment = parse_config(files, ["TEXT_FILES='unused'"]).build(Experiment)
-    return compile_plan(Request(experiment, parse_topology(topology), known_vocabulary(experiment)), CACHE)
+    corpus = "CORPUS" if recipe in PREPARED else "TEXT_FILES"
+    experiment = parse_config(files, [f"{corpus}='unused'"]).build(Experiment)
+    place = parse_topology(shape, int(num_slices or 1))
+    return compile_plan(Request(experiment, place, known_vocabulary(experiment)), CACHE)
 
 
 def row(recipe: str, topology: str, plan: Plan) -> str:
@@ -57,7 +63,7 @@ def row(recipe: str, topology: str, plan: Plan) -> str:
 def main(wanted: list[str]) -> None:
     rows = []
     for recipe in wanted or RECIPES:
-        for topology in RECIPES[recipe] if (SHIPPED / f"runs/{recipe}.gin").exists() else ():
+        for topology in RECIPES[recipe]:
             try:
                 rows.append(row(recipe, topology, plan_of(recipe, topology)))
             except UserError as error:

@@ -102,7 +102,8 @@ def on_each_device(
     """
     batch, length = tokens[0].shape[:2]
     flat = lambda arrays: tuple(a.reshape(-1, *a.shape[2:]) for a in arrays)
-    sizes = {axis: size for axis, size in automatic_axes().items() if size > 1}
+    automatic = automatic_axes()
+    sizes = {axis: size for axis, size in automatic.items() if size > 1}
     specs = {name: partition_spec(axes[name], weights[name].shape, sizes) for name in weights}
     used = {axis for spec in specs.values() for axis in spec if axis}
     token_spec = _token_spec(length, group, sizes)
@@ -122,8 +123,10 @@ def on_each_device(
 
     missing = _missing_rows(batch, length, group, math.prod(sizes[axis] for axis in batch_axes()))
     padded = tuple(jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in tokens)
+    # A TPU kernel has to be inside of all axes, also those of size 1.
+    axis_names = manual | set(automatic).difference(sizes)
     y, sums = jax.shard_map(
-        local, in_specs=(token_spec, specs), out_specs=(token_spec, PartitionSpec()), axis_names=manual
+        local, in_specs=(token_spec, specs), out_specs=(token_spec, PartitionSpec()), axis_names=axis_names
     )(padded, weights)
     return y[:batch], sums
 

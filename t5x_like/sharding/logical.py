@@ -19,6 +19,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("kv_heads", ("tensor",)),
     ("mlp", ("tensor",)),
     ("embed", ("fsdp",)),
+    ("latent", ("fsdp",)),
 )
 """In order of priority: a rule applies where its mesh axes are still free in the array and divide the dim.
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import jax
 from absl import logging
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh
 
 Options = dict[str, bool | int | str]
 XlaProfile = Literal["v5", "v5p_moe", "v6e", "v6e_moe", "v7x", "v7x_moe", "multislice", "offload", "ring", "gpu"]
@@ -131,8 +131,9 @@ def _known(profile: str, device: jax.Device) -> tuple[Options, list[str]]:
 
 
 def _compiles(options: Options, device: jax.Device) -> bool:
-    number = jax.ShapeDtypeStruct((), "float32", sharding=SingleDeviceSharding(device))
-    lowered = jax.jit(lambda x: x + 1).trace(number).lower(lowering_platforms=(device.platform,))
+    # A mesh of its own: the one in force may be of a thousand devices.
+    with jax.set_mesh(Mesh([device], "device")):
+        lowered = jax.jit(lambda x: x + 1).trace(1.0).lower(lowering_platforms=(device.platform,))
     try:
         lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:
