@@ -199,7 +199,7 @@ def last_state(model_dir: Path) -> dict[str, bytes]:
 
 
 def trace(model_dir: Path) -> list[dict]:
-    speed = {"tokens_per_second", "waiting_for_data", "mfu"}
+    speed = {"tokens_per_second", "seconds_per_step", "waiting_for_data", "mfu"}
     records = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in record.items() if name not in speed} for record in records]
 

@@ -173,7 +173,7 @@ def export_model(directory: RunDirectory, work: Path, mesh: Mesh, step: str, max
         shutil.copyfile(directory.huggingface / CONFIG, work / CONFIG)
     else:
         family, fields = choose_family(exact, saved.max_length)
-        fields = {**special_ids(saved.tokenizer), **fields, "dtype": saved.dtype}
+        fields = {**fields, **special_ids(saved.tokenizer), "dtype": saved.dtype}
         (work / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
         if isinstance(saved.tokenizer, SentencePieceTokenizer):
             (work / SENTENCEPIECE).write_bytes(saved.tokenizer.files()[MODEL_FILE])

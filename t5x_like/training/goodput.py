@@ -56,7 +56,8 @@ class Goodput:
         self.starts = int(former.get("starts", 0)) + 1
         # Step seconds when a checkpoint was saved, by step: what came after is lost with a return to it.
         self._marks = {int(step): float(seconds) for step, seconds in former.get("marks", {}).items()}
-        self._cause, self._since, self._waited, self._written = "init", clock(), 0.0, clock()
+        # The first of the calls of `write` writes, so that no start which came to train is forgotten.
+        self._cause, self._since, self._waited, self._written = "init", clock(), 0.0, -math.inf
         self.seconds["init"] += seconds_before
         if former and not former.get("ended", False):
             down = wall_clock() - seconds_before - float(former["time"])

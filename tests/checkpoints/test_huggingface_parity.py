@@ -88,7 +88,8 @@ def test_logits_agree_both_ways(pair, tmp_path, record_property):
     for name, value in before.items():
         assert value.tobytes() == after[name].tobytes(), name
         assert value.shape == after[name].shape, name
-    np.testing.assert_array_equal(families.logits(families.load(tmp_path), tokens), expected)
+    # Torch sums over experts in an order of its own each time.
+    np.testing.assert_allclose(families.logits(families.load(tmp_path), tokens), expected, atol=1e-5)
 
 
 PADDED = ["gpt2", "llama", "qwen3", "gemma3", "mixtral", "gpt_oss", "deepseek_v3", "phi3_longrope"]
@@ -121,11 +122,20 @@ def test_packed_texts_do_not_see_each_other(name, tmp_path):
     np.testing.assert_allclose(ours, np.concatenate(expected, axis=1), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["qwen3_biases", "gpt2", "qwen3_moe", "gpt_oss"])
+WITHOUT_EXTRAS = {
+    "qwen3_biases": {},
+    "gpt2": {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    # transformers leaves the loss that balances experts out unless asked for the routers' logits.
+    "qwen3_moe": {"router_aux_loss_coef": 0.0},
+    "gpt_oss": {"router_aux_loss_coef": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_EXTRAS)
 def test_gradients_agree(name, tmp_path, record_property):
     from safetensors.numpy import load_file
 
-    theirs = families.build(name, **({"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0} if name == "gpt2" else {}))
+    theirs = families.build(name, **WITHOUT_EXTRAS[name])
     config, graphdef, params, _ = load_ours(families.save(theirs, tmp_path))
     tokens = families.tokens()
     theirs(torch.tensor(tokens), labels=torch.tensor(tokens)).loss.backward()

@@ -62,6 +62,7 @@ def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
         "sliding_window": block.attention.window,
         "resid_pdrop": block.dropout_rate,
         "embd_pdrop": config.dropout_rate,
+        "pad_token_id": None,  # transformers' default lies beyond a small vocabulary
     }
 
 
