@@ -4,6 +4,7 @@ import pytest
 
 from t5x_like.commands.main import main
 from t5x_like.data.prepared import prepared_tokenizer
+from tests.browser import shown
 
 
 @pytest.fixture
@@ -60,3 +61,15 @@ def test_the_configuration_can_be_asked_for(capsys):
     assert "Smallest estimate" in capsys.readouterr().out
     assert main(["prepare", "--from=a.txt", "--to=b", "--print_config"]) == 0
     assert "files = ('a.txt',)" in capsys.readouterr().out
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_report_and_runs_nothing_in_it(folder):
+    evil = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+    with open(folder / "in.jsonl", "a") as file:
+        file.write("".join(json.dumps({"text": text}) + "\n" for text in (evil * 3, evil * 3)))
+    assert prepare(folder) == 0
+    document = shown(folder / "out" / "report.html", folder / "picture.png")
+    assert "&lt;script&gt;" in document
+    assert "<title>run" not in document
+    assert (folder / "picture.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""The page's structure; a browser's picture of it is looked at by hand."""
+"""The page's structure, and what a browser makes of it."""
 
 import dataclasses
 import xml.etree.ElementTree as ElementTree
@@ -8,6 +8,7 @@ import pytest
 from t5x_like.planning.page import WIDTH, page
 from t5x_like.planning.report import memory_parts
 from t5x_like.planning.search import Candidate, Result
+from tests.browser import shown
 
 
 def drawings(text):
@@ -49,3 +50,17 @@ def test_the_scatter_plot_has_a_point_for_each_candidate(tpu_plan, request_for_c
 
 def test_a_plan_without_time_has_no_timeline(cpu_plan):
     assert set(drawings(page(cpu_plan))) == {"memory"}
+
+
+@pytest.mark.browser
+def test_a_browser_shows_all_of_it(tpu_plan, tmp_path):
+    import matplotlib.image
+
+    file = tmp_path / "plan.html"
+    file.write_text(page(tpu_plan))
+    document = shown(file, tmp_path / "picture.png")
+    assert document.count("<svg") == 2
+    assert "A step: " in document
+    picture = matplotlib.image.imread(tmp_path / "picture.png")[..., :3]
+    saturation = picture.max(axis=-1) - picture.min(axis=-1)
+    assert (saturation > 0.3).mean() > 0.005, "the bars are coloured"
