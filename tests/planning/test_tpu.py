@@ -1,11 +1,14 @@
 """Plans by the real compiler of a TPU, without a TPU."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from t5x_like.planning.compile import compile_plan, has_compiler
+from t5x_like.planning.compile import LIBTPU_ENVIRONMENT, compile_plan, has_compiler
 from t5x_like.planning.topology import parse_topology
 from t5x_like.sharding.mesh import MeshConfig
 from tests import toy
@@ -40,6 +43,16 @@ def test_the_step_is_predicted(plan):
     assert 1e-6 < plan.timing.compute < plan.seconds < 1
     assert {c.axes for c in plan.timing.collectives} <= {"fsdp", "-"}
     assert any("Linear" in scope for scope in plan.timing.scopes)
+
+
+@pytest.mark.parametrize("name", ["v6e:16x16", "v5e:16x16", "v5p:4x4x8", "v4:4x4x4", "v7x:4x4x4"])
+def test_a_torus_has_its_devices(name):
+    topology = parse_topology(name)
+    question = f"from t5x_like.planning.worker import *; print(len(devices_of(parse_topology({name!r}))))"
+    question = "from t5x_like.planning.topology import parse_topology; " + question
+    environment = os.environ | LIBTPU_ENVIRONMENT | {"JAX_PLATFORMS": "cpu"}
+    found = subprocess.run([sys.executable, "-c", question], env=environment, capture_output=True, text=True)
+    assert found.stdout.split()[-1] == str(topology.num_devices), found.stderr
 
 
 def test_out_of_memory_is_an_answer(request_for_cpu, plan):
