@@ -4,12 +4,16 @@ import json
 from collections.abc import Sequence
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from t5x_like.commands import cli
-from t5x_like.commands.trained import define_flags, load_trained
-from t5x_like.data.build import build_data
+from t5x_like.commands.trained import Trained, define_flags, load_trained, written
+from t5x_like.data.build import Data, DataConfig, build_data
+from t5x_like.data.objectives.examples import TextToText
+from t5x_like.decoding.sampling import Sampling
+from t5x_like.evaluation.answers import answer
 from t5x_like.evaluation.evaluator import make_validation
+from t5x_like.models.losses import Batch
 from t5x_like.sharding.mesh import choices_of
 from t5x_like.sharding.processes import is_first
 from t5x_like.training.setup import batch_target
@@ -20,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(values: flags.FlagValues) -> None:
-    """Scores a trained model on the whole validation split and prints the metrics as one JSON object."""
+    """Scores a trained model on the whole validation split and prints the metrics as one JSON object.
+
+    Of tasks, their own metrics too: what the model answers is compared with what is right.
+    """
     cli.join_processes(values)
     model = load_trained(values)
     if model is None:
@@ -29,5 +36,34 @@ def command(values: flags.FlagValues) -> None:
     experiment, target = model.experiment, batch_target(model.experiment.data, model.mesh)
     with jax.set_mesh(model.mesh), choices_of(experiment.mesh):
         scores = make_validation(model.graphdef, experiment.run.loss, data, target)(model.params)
+        scores |= task_scores(model, data, target)
     if is_first():
         print(json.dumps({"step": model.step, "split": "validation", **scores}))
+
+
+def task_scores(model: Trained, data: Data, target: Batch) -> dict[str, float]:
+    """The metrics of the tasks; of several, each name begins with that of its task."""
+    tasks = data.config.tasks
+    if not any(task.metrics for task in tasks):
+        return {}
+    if jax.process_count() > 1:
+        logging.warning("The metrics of tasks are computed by a single process: evaluate there.")
+        return {}
+
+    def write(prompts: list[list[int]]) -> list[str]:
+        # Greedily; rows that are missing are copies, so that all batches are compiled as one.
+        filled = [*prompts, *prompts[:1] * (experiment.data.batch_size - len(prompts))]
+        options = {"max_new_tokens": answer_length(experiment.data), "sampling": Sampling(temperature=0), "seed": 0}
+        return written(model, filled, **options)[: len(prompts)]
+
+    experiment, scores = model.experiment, {}
+    for answers in answer(model.graphdef, model.params, data, target, write):
+        prefix = f"{answers.task.records.name}/" if len(tasks) > 1 else ""
+        scores |= {f"{prefix}{name}": value for name, value in answers.scores().items()}
+    return scores
+
+
+def answer_length(data: DataConfig) -> int:
+    """Tokens of the longest answer that a model learns to write."""
+    objective = data.objective
+    return objective.target_length if isinstance(objective, TextToText) else data.sequence_length // 2

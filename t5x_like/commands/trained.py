@@ -1,6 +1,5 @@
 """A trained model from its MODEL_DIR: what evaluate and generate begin with."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from t5x_like.checkpoints.manager import Checkpoints
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.data.corpus import load_tokenizer
-from t5x_like.data.tokenizers import Tokenizer
+from t5x_like.data.tokenizers import Tokenizer, encode_marked
 from t5x_like.decoding.generate import generate, generate_from_inputs
 from t5x_like.decoding.sampling import Sampling
 from t5x_like.errors import UserError
@@ -133,14 +132,3 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     # Characters have no mark for a beginning; their first is the line break in most texts, as good a start as any.
     return [*start, *encode_marked(tokenizer, prompt)] or [0]
-
-
-def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens of a text in which special tokens may stand by name: "Copy <extra_id_0> directories"."""
-    names = sorted(tokenizer.special_ids, key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
-    tokens = []
-    for part in filter(None, parts):
-        known = tokenizer.special_ids.get(part)
-        tokens += tokenizer.encode(part).tolist() if known is None else [known]
-    return tokens

@@ -50,10 +50,14 @@ class OrderedBatches:
     """All rows once, in order, for evaluation; the last batch is filled with rows without text.
 
     A row meets the same noise in every evaluation, whatever the seed and the batch size.
+
+    Attributes:
+      layouts: The layouts whose rows these are, one after the other.
     """
 
     def __init__(self, layout: Layout, transform: Transform, batch_size: int):
         self.layout, self.transform, self.batch_size = layout, transform, batch_size
+        self.layouts = (layout,)
         self.num_batches = -(-layout.num_rows // batch_size)
 
     def batch(self, number: int, rows: RowNumbers = ALL) -> Rows:

@@ -13,9 +13,11 @@ from t5x_like.data.batches import OrderedBatches, RandomWindows, ShuffledBatches
 from t5x_like.data.corpus import Corpus, Split, Tokens, keep_tokenizer, prepare_corpus
 from t5x_like.data.layouts import AllWindows, DocumentRows, Layout, PackedRows, Windows
 from t5x_like.data.mixtures import MixedBatches, Mixture, OrderedMixture
+from t5x_like.data.objectives.answer_spans import SpanExtraction
 from t5x_like.data.objectives.causal import CausalLM, PrefixLM
 from t5x_like.data.objectives.corruption import UL2, SpanCorruption
 from t5x_like.data.objectives.denoising import Denoising
+from t5x_like.data.objectives.examples import AnswerLM, Classification, ExampleObjective, Regression, TextToText
 from t5x_like.data.objectives.masked import MaskedLM
 from t5x_like.data.objectives.objective import Features
 from t5x_like.data.objectives.permutation import PermutationLM
@@ -23,6 +25,9 @@ from t5x_like.data.prepared import PreparedSource, PreparedTokenizerConfig
 from t5x_like.data.python_library import PythonLibrarySource
 from t5x_like.data.sources import TextSource
 from t5x_like.data.subwords import SentencePieceConfig, SentencePieceFileConfig
+from t5x_like.data.tasks.any_task import AnyTask
+from t5x_like.data.tasks.examples import ExampleCorpus, ExampleSet, prepare_examples
+from t5x_like.data.tasks.task import Task
 from t5x_like.data.tokenizers import ByteTokenizerConfig, CharacterTokenizerConfig, Tokenizer, WordTokenizerConfig
 from t5x_like.errors import UserError
 
@@ -50,7 +55,7 @@ class DataConfig:
 
     sequence_length: int
     batch_size: int
-    source: PythonLibrarySource | TextSource | PreparedSource | Mixture = PythonLibrarySource()
+    source: PythonLibrarySource | TextSource | PreparedSource | Mixture | AnyTask = PythonLibrarySource()
     tokenizer: (
         SentencePieceConfig
         | SentencePieceFileConfig
@@ -60,7 +65,20 @@ class DataConfig:
         | PreparedTokenizerConfig
         | None
     ) = SentencePieceConfig()
-    objective: CausalLM | PrefixLM | MaskedLM | SpanCorruption | UL2 | PermutationLM | Denoising = CausalLM()
+    objective: (
+        CausalLM
+        | PrefixLM
+        | MaskedLM
+        | SpanCorruption
+        | UL2
+        | PermutationLM
+        | Denoising
+        | TextToText
+        | AnswerLM
+        | Classification
+        | Regression
+        | SpanExtraction
+    ) = CausalLM()
     layout: Literal["concatenate", "pack", "documents", "random_windows"] = "concatenate"
     split: Literal["document", "position"] = "document"
     validation_fraction: float = 0.05
@@ -73,10 +91,12 @@ class DataConfig:
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"DataConfig.validation_fraction={self.validation_fraction}: must be between 0 and 1.")
         source = type(self.source).__name__
-        if isinstance(self.source, PreparedSource | Mixture) and self.tokenizer is not None:
+        is_prepared = isinstance(self.source, PreparedSource | Mixture) and not self.tasks
+        if is_prepared and self.tokenizer is not None:
             raise UserError(f"DataConfig.source=@{source}() has its own tokenizer: set DataConfig.tokenizer = None.")
-        if not isinstance(self.source, PreparedSource | Mixture) and self.tokenizer is None:
+        if not is_prepared and self.tokenizer is None:
             raise UserError(f"DataConfig.tokenizer=None: choose one for the text of @{source}().")
+        self._check_tasks()
 
         if isinstance(self.source, Mixture) and self.layout == "random_windows":
             raise UserError("DataConfig.layout='random_windows' has no epochs to mix: choose another with @Mixture().")
@@ -86,6 +106,34 @@ class DataConfig:
                 f"DataConfig.layout={self.layout!r} mixes documents in a row, which {self.objective} cannot use: "
                 "set it to 'documents'."
             )
+
+    def _check_tasks(self):
+        """Tasks need an objective that takes their examples, and a layout that keeps these apart."""
+        objective, takes = type(self.objective).__name__, isinstance(self.objective, ExampleObjective)
+        if takes != bool(self.tasks):
+            what = "takes the examples of a task" if takes else "takes text, not the examples of a task"
+            raise UserError(
+                f"DataConfig.objective = @{objective}() {what}, but DataConfig.source is "
+                f"@{type(self.source).__name__}(): change the one or the other (see docs/tasks.md)."
+            )
+        if not takes:
+            return
+        for task in self.tasks:
+            wants = {*self.objective.field_names, *self.objective.number_names}
+            if missing := wants - {*task.field_names, *task.number_dtypes}:
+                raise UserError(
+                    f"DataConfig.objective = @{objective}() needs {', '.join(sorted(missing))}, which "
+                    f"@{type(task).__name__}() has not got: see docs/tasks.md for what belongs together."
+                )
+        if self.layout != "documents" and not (self.layout == "pack" and self.objective.packable):
+            other = " or 'pack'" if self.objective.packable else ""
+            raise UserError(f"DataConfig.layout={self.layout!r}: @{objective}() has examples, use 'documents'{other}.")
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that the source is, or mixes; none if it is text."""
+        sources = self.source.sources if isinstance(self.source, Mixture) else (self.source,)
+        return tuple(source for source in sources if isinstance(source, Task))
 
     @property
     def features(self) -> Features:
@@ -105,7 +153,7 @@ class Data:
     """
 
     config: DataConfig
-    corpora: tuple[Corpus, ...]
+    corpora: tuple[Corpus, ...] | tuple[ExampleCorpus, ...]
     train: ShuffledBatches | RandomWindows | MixedBatches
     validation: OrderedBatches | OrderedMixture
 
@@ -136,7 +184,7 @@ class Data:
         sizes = []
         for name, layout in (("train", self.train.layout), ("validation", self.validation.layout)):
             splits = [getattr(corpus, name) for corpus in self.corpora]
-            num_documents, num_bytes = sum(len(s.starts) for s in splits), sum(s.num_bytes for s in splits)
+            num_documents, num_bytes = sum(s.num_documents for s in splits), sum(s.num_bytes for s in splits)
             sizes.append((num_documents, num_bytes, layout.num_tokens))
         (documents, size, tokens), validation = sizes
         lines = [
@@ -147,6 +195,10 @@ class Data:
         if isinstance(self.train, MixedBatches):
             rates = zip(self.config.source.names, self.train.schedule.rates, strict=True)
             lines.append("mixture: " + ", ".join(f"{name} {rate:.2%}" for name, rate in rates))
+        if num_cut := getattr(self.train.layout, "num_cut", 0):
+            lines.append(
+                f"{num_cut / documents:.1%} of the examples are longer than a row and lose some of their tokens"
+            )
         return "\n".join([*lines, self._describe_step()])
 
     def _describe_step(self) -> str:
@@ -173,7 +225,10 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
         tokenizer lacks tokens that the objective needs.
     """
     corpora = _corpora(config, directory)
-    train, validation = ([lay_out(config, getattr(c, name)) for c in corpora] for name in ("train", "validation"))
+    train = [lay_out(config, corpus.train) for corpus in corpora]
+    # Of tasks every answer to a row is that to one example.
+    alone = dataclasses.replace(config, layout="documents") if config.tasks else config
+    validation = [lay_out(alone, corpus.validation) for corpus in corpora]
     _check_sizes(config, corpora, train, validation)
     transform = config.objective.build(corpora[0].tokenizer, config.sequence_length, packed=config.layout == "pack")
     size, seed = config.batch_size, config.seed
@@ -192,6 +247,8 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
 
 def _corpora(config: DataConfig, directory: Path | None) -> tuple[Corpus, ...]:
     split = Split(config.split, config.validation_fraction)
+    if config.tasks:
+        return _tasks(config, split, directory)
     if config.tokenizer is not None:
         return (prepare_corpus(config.source, config.tokenizer, split, directory),)
     sources = config.source.sources if isinstance(config.source, Mixture) else (config.source,)
@@ -208,9 +265,21 @@ def _corpora(config: DataConfig, directory: Path | None) -> tuple[Corpus, ...]:
     return corpora
 
 
-def lay_out(config: DataConfig, tokens: Tokens) -> Windows | DocumentRows | PackedRows:
+def _tasks(config: DataConfig, split: Split, directory: Path | None) -> tuple[ExampleCorpus, ...]:
+    corpora = tuple(prepare_examples(task, config.tokenizer, split, directory) for task in config.tasks)
+    if len({corpus.tokenizer.fingerprint() for corpus in corpora}) > 1:
+        raise UserError(
+            f"Mixture.sources: @{type(config.tokenizer).__name__}() is trained on each task and becomes another: use "
+            "one that exists (a file, or that of a prepared corpus or of another run)."
+        )
+    return corpora
+
+
+def lay_out(config: DataConfig, tokens: Tokens | ExampleSet) -> Layout:
     """Rows that hold every token once."""
     objective, length = config.objective, config.sequence_length
+    if isinstance(objective, ExampleObjective):
+        return objective.lay_out(tokens, length, packed=config.layout == "pack")
     text_length = objective.text_length(length)
     match config.layout:
         case "pack":
@@ -221,6 +290,8 @@ def lay_out(config: DataConfig, tokens: Tokens) -> Windows | DocumentRows | Pack
 
 
 def _check_sizes(config: DataConfig, corpora: Sequence[Corpus], train: Sequence[Layout], validation: Sequence[Layout]):
+    if config.tasks:
+        return  # Splits without examples are refused where they are made.
     for layout in train:
         if layout.num_tokens < config.objective.text_length(config.sequence_length):
             raise UserError(

@@ -13,9 +13,9 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from absl import logging
@@ -36,10 +36,13 @@ from t5x_like.data.tokenizers import (
 )
 from t5x_like.errors import UserError
 
+T = TypeVar("T")
+
 _FORMAT = 1
-_DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 """What reading a file may raise that is not as it was written; RuntimeError is SentencePiece's."""
-_RECORD = "prepared.json"
+RECORD = "prepared.json"
+"""What stands beside the tokens: sizes and hashes."""
 _PIECE = 2**14  # characters
 _PIECES_AT_ONCE = 256
 
@@ -114,6 +117,10 @@ class Tokens:
     ends: Int64[np.ndarray, "documents"]
     num_bytes: int
 
+    @property
+    def num_documents(self) -> int:
+        return len(self.starts)
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -137,19 +144,56 @@ def prepare_corpus(source: Source, tokenizer_config: TokenizerConfig, split: Spl
     Raises:
       UserError: from the source or the tokenizer, or if the directory cannot be written.
     """
+    key = repr((_FORMAT, source.cache_key(), tokenizer_config.cache_key(), split))
+    make = lambda work: _prepare(SplitDocuments(source, split), tokenizer_config, work)
+    return prepare_once(key, directory, make, _load, f"{source}, {tokenizer_config}")
+
+
+def prepare_once(
+    key: str, directory: Path | None, make: Callable[[Path], None], load: Callable[[Path], T], what: str
+) -> T:
+    """What `load` reads from the files that `make` writes into a directory of its own, unless they are there already.
+
+    Args:
+      key: Names everything that the files depend on.
+      directory: Where the directories are kept; None keeps nothing.
+      make: Writes the files.
+      load: Reads them; may map them into memory.
+      what: For the log.
+
+    Raises:
+      UserError: if the directory cannot be written.
+    """
     if directory is None:
         with tempfile.TemporaryDirectory() as temporary:  # Mapped files outlive their names.
-            return prepare_corpus(source, tokenizer_config, split, Path(temporary))
-    key = repr((_FORMAT, source.cache_key(), tokenizer_config.cache_key(), split))
+            return prepare_once(key, Path(temporary), make, load, what)
     place = directory / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     if not place.exists():
         try:
-            logging.info("Preparing the corpus (once): %s, %s.", source, tokenizer_config)
+            logging.info("Preparing the corpus (once): %s.", what)
             directory.mkdir(parents=True, exist_ok=True)
-            _prepare(SplitDocuments(source, split), tokenizer_config, place)
+            _make_in_place(make, place)
         except OSError as error:
             raise UserError(f"Cannot keep the tokens of the corpus in {directory}: {error}.") from error
-    return _load(place)
+    try:
+        return load(place)
+    except DAMAGE as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{place} is damaged ({error}): remove it, and it will be prepared again.") from error
+
+
+def _make_in_place(make: Callable[[Path], None], place: Path):
+    work = place.with_name(f".preparing-{uuid.uuid4().hex}")
+    work.mkdir()
+    try:
+        make(work)
+        work.rename(place)
+    except OSError:
+        if not place.exists():  # Otherwise another process was faster, with the same result.
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def load_tokenizer(directory: Path, fingerprint: str) -> Tokenizer:
@@ -158,7 +202,7 @@ def load_tokenizer(directory: Path, fingerprint: str) -> Tokenizer:
     Raises:
       UserError: if it is not there.
     """
-    for record in sorted(directory.glob(f"*/{_RECORD}")):
+    for record in sorted(directory.glob(f"*/{RECORD}")):
         tokenizer = read_tokenizer(record.parent)
         if tokenizer.fingerprint() == fingerprint:
             return tokenizer
@@ -170,27 +214,22 @@ def keep_tokenizer(directory: Path, tokenizer: Tokenizer):
     place = directory / tokenizer.fingerprint()
     place.mkdir(parents=True, exist_ok=True)
     tokenizer.save(place)
-    (place / _RECORD).write_text(json.dumps({"tokenizer": tokenizer.fingerprint()}))
+    (place / RECORD).write_text(json.dumps({"tokenizer": tokenizer.fingerprint()}))
 
 
-def _prepare(documents: SplitDocuments, tokenizer_config: TokenizerConfig, place: Path):
-    work = place.with_name(f".preparing-{uuid.uuid4().hex}")
-    work.mkdir()
-    try:
-        tokenizer = tokenizer_config.build(documents)
-        tokenizer.save(work)
-        record = {"dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"}
-        for name, texts in (("train", documents.train()), ("validation", documents.validation())):
-            record[name] = _write_tokens(work / name, texts, tokenizer, record["dtype"])
-        hashes = [tokenizer.fingerprint(), record["train"]["hash"], record["validation"]["hash"]]
-        record["fingerprint"] = hashlib.blake2b(repr(hashes).encode(), digest_size=16).hexdigest()
-        (work / _RECORD).write_text(json.dumps(record, indent=1))
-        work.rename(place)
-    except OSError:
-        if not place.exists():  # Otherwise another process was faster, with the same result.
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def _prepare(documents: SplitDocuments, tokenizer_config: TokenizerConfig, work: Path):
+    tokenizer = tokenizer_config.build(documents)
+    tokenizer.save(work)
+    record = {"dtype": token_dtype(tokenizer.vocab_size)}
+    for name, texts in (("train", documents.train()), ("validation", documents.validation())):
+        record[name] = _write_tokens(work / name, texts, tokenizer, record["dtype"])
+    hashes = [tokenizer.fingerprint(), record["train"]["hash"], record["validation"]["hash"]]
+    record["fingerprint"] = hashlib.blake2b(repr(hashes).encode(), digest_size=16).hexdigest()
+    (work / RECORD).write_text(json.dumps(record, indent=1))
+
+
+def token_dtype(vocab_size: int) -> str:
+    return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
 def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer, dtype: str) -> dict:
@@ -199,7 +238,7 @@ def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer, dtype:
     bos = [] if tokenizer.bos_id in (None, tokenizer.eos_id) else [tokenizer.bos_id]
     starts, ends, num_bytes = array.array("q"), array.array("q"), 0
     with open(path.with_suffix(".bin"), "wb") as file:
-        stream = _StreamWriter(file, dtype)
+        stream = StreamWriter(file, dtype)
         stream.write([] if bos else eos)
         for is_first, is_last, tokens, size in _encode(texts, tokenizer):
             if is_first:
@@ -222,7 +261,9 @@ def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer, dtype:
     }
 
 
-class _StreamWriter:
+class StreamWriter:
+    """Appends numbers to a file, and hashes them."""
+
     def __init__(self, file: BinaryIO, dtype: str):
         self.file, self.dtype = file, dtype
         self.num_tokens = 0
@@ -251,28 +292,27 @@ def _encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[bool, 
 
 
 def _load(place: Path) -> Corpus:
-    try:
-        record = json.loads((place / _RECORD).read_text())
-        return Corpus(
-            tokenizer=read_tokenizer(place),
-            train=_load_tokens(place / "train", record["train"], record["dtype"]),
-            validation=_load_tokens(place / "validation", record["validation"], record["dtype"]),
-            fingerprint=record["fingerprint"],
-        )
-    except _DAMAGE as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{place} is damaged ({error}): remove it, and it will be prepared again.") from error
+    record = json.loads((place / RECORD).read_text())
+    return Corpus(
+        tokenizer=read_tokenizer(place),
+        train=_load_tokens(place / "train", record["train"], record["dtype"]),
+        validation=_load_tokens(place / "validation", record["validation"], record["dtype"]),
+        fingerprint=record["fingerprint"],
+    )
 
 
 def _load_tokens(path: Path, record: dict, dtype: str) -> Tokens:
     starts, ends = np.load(path.with_suffix(".npy"), mmap_mode="r")
-    file = path.with_suffix(".bin")
-    if file.stat().st_size != record["tokens"] * np.dtype(dtype).itemsize:
-        raise UserError(f"{file} is damaged: remove {path.parent}, it will be prepared again.")
-    # An empty file cannot be mapped.
-    stream = np.memmap(file, dtype, mode="r") if record["tokens"] else np.zeros(0, dtype)
+    stream = map_stream(path.with_suffix(".bin"), dtype, record["tokens"])
     return Tokens(stream, starts, ends, record["bytes"])
+
+
+def map_stream(file: Path, dtype: str, size: int) -> UInt[np.ndarray, "tokens"]:
+    """The numbers in a file, so many, mapped into memory; UserError if there are not so many."""
+    if file.stat().st_size != size * np.dtype(dtype).itemsize:
+        raise UserError(f"{file} is damaged: remove {file.parent}, it will be prepared again.")
+    # An empty file cannot be mapped.
+    return np.memmap(file, dtype, mode="r") if size else np.zeros(0, dtype)
 
 
 def read_tokenizer(place: Path) -> Tokenizer:
@@ -295,6 +335,6 @@ def _read_plain_tokenizer(place: Path) -> Tokenizer:
                 return WordTokenizer(words)
             case {"type": "sentencepiece"}:
                 return SentencePieceTokenizer((place / MODEL_FILE).read_bytes())
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(f"The tokenizer in {place} is damaged ({error}): bring back its files.") from error
     raise UserError(f"{path} describes no tokenizer that this version knows: bring back the file.")

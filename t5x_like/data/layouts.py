@@ -16,6 +16,8 @@ from t5x_like.data.corpus import Tokens
 from t5x_like.data.pieces import Pieces, ragged_arange
 from t5x_like.data.randomness import below
 
+_OPEN_ROWS = 512
+
 Costs = Callable[[Int64[np.ndarray, "pieces"]], Int64[np.ndarray, "pieces"]]
 
 
@@ -142,7 +144,7 @@ class PackedRows:
     def __init__(self, tokens: Tokens, length: int, costs: Costs, capacity: int):
         self.stream = tokens.stream
         starts, lengths, _ = _cut_documents(tokens.starts, tokens.ends, length)
-        row = _best_fit(costs(lengths), capacity)
+        row = best_fit(costs(lengths), capacity)
         order = np.argsort(row, kind="stable")
         self.num_tokens = int(lengths.sum())
         self.num_rows = int(row.max(initial=-1)) + 1
@@ -167,7 +169,7 @@ def _cut_documents(starts, ends, length: int) -> tuple[Int64[np.ndarray, "pieces
     return piece_starts, np.minimum(np.asarray(ends)[document] - piece_starts, length), document
 
 
-def _best_fit(sizes: Int64[np.ndarray, "pieces"], capacity: int) -> Int64[np.ndarray, "pieces"]:
+def best_fit(sizes: Int64[np.ndarray, "pieces"], capacity: int) -> Int64[np.ndarray, "pieces"]:
     """The row of each piece: the largest first, each into the fullest row that has room (best-fit decreasing)."""
     row_of = np.empty(len(sizes), np.int64)
     rows_with_room = [[] for _ in range(capacity + 1)]
@@ -188,3 +190,26 @@ def _best_fit(sizes: Int64[np.ndarray, "pieces"], capacity: int) -> Int64[np.nda
             rows_with_room[room - size].append(row)
             rooms |= 1 << (room - size)
     return row_of
+
+
+def best_fit_sides(
+    sizes: Int64[np.ndarray, "pieces sides"], capacities: Int64[np.ndarray, "sides"]
+) -> Int64[np.ndarray, "pieces"]:
+    """The row of each piece, where rows have several sides (encoder and decoder), and pieces a size on each.
+
+    In their order, each into the fullest of the open rows that have room on all sides. `_OPEN_ROWS` are open at a time:
+    where none fits, the fullest is closed.
+    """
+    row_of = np.empty(len(sizes), np.int64)
+    rest = np.tile(capacities, (_OPEN_ROWS, 1))
+    free = np.full(_OPEN_ROWS, float(len(capacities)))
+    rows, num_rows = np.arange(_OPEN_ROWS), _OPEN_ROWS
+    for piece, size in enumerate(sizes):
+        open_row = int(np.where((rest >= size).all(axis=1), free, np.inf).argmin())
+        if (rest[open_row] < size).any():
+            open_row = int(free.argmin())
+            rows[open_row], rest[open_row], num_rows = num_rows, capacities, num_rows + 1
+        row_of[piece] = rows[open_row]
+        rest[open_row] -= size
+        free[open_row] = (rest[open_row] / capacities).sum()
+    return np.unique(row_of, return_inverse=True)[1]

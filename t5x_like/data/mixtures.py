@@ -18,6 +18,8 @@ from t5x_like.data.layouts import Layout
 from t5x_like.data.objectives.objective import Index, Keys, Rows, Transform
 from t5x_like.data.prepared import PreparedSource
 from t5x_like.data.randomness import keys, permute
+from t5x_like.data.tasks.any_task import AnyTask
+from t5x_like.data.tasks.task import Task
 from t5x_like.errors import UserError
 
 BLOCK = 4096
@@ -40,21 +42,23 @@ class MixtureStage:
 
 @configurable
 class Mixture:
-    """Rows of several prepared corpora, which must have the same tokenizer; each is repeated as often as it takes.
+    """Rows of several prepared corpora, which must have the same tokenizer, or of several tasks.
+
+    Each is repeated as often as it takes.
 
     Without `rates` a source's is proportional to min(its tokens, `max_tokens`)^(1 / `temperature`): examples-
     proportional mixing with a limit, and temperature-scaled mixing, of Raffel et al. 2020, section 3.5.2, where size is
     counted in examples; rows are of nearly the same size here.
 
     Attributes:
-      sources: The corpora.
+      sources: The corpora, or the tasks, which are of one kind.
       rates: Shares of the rows; any scale. They are rounded to multiples of 1/4096, and none but 0 becomes 0.
       temperature: 1 for proportional rates; larger ones bring the rates closer together.
       max_tokens: Tokens of a source beyond which it counts as no larger; None: no limit.
       later: Rates that replace these from a step on, in the order of their steps.
     """
 
-    sources: tuple[PreparedSource, ...]
+    sources: tuple[PreparedSource | AnyTask, ...]
     rates: tuple[float, ...] = ()
     temperature: float = 1.0
     max_tokens: int | None = None
@@ -63,6 +67,8 @@ class Mixture:
     def __post_init__(self):
         if not self.sources:
             raise UserError("Mixture.sources is empty: name at least one.")
+        if len({isinstance(source, Task) for source in self.sources}) > 1:
+            raise UserError("Mixture.sources: prepared corpora and tasks do not mix, they have different objectives.")
         for name, rates in (("Mixture.rates", self.rates), *(("MixtureStage.rates", s.rates) for s in self.later)):
             self._check(name, rates)
         if self.temperature <= 0 or (self.max_tokens is not None and self.max_tokens < 1):
@@ -83,7 +89,8 @@ class Mixture:
 
     @property
     def names(self) -> list[str]:
-        return [Path(source.directory).name for source in self.sources]
+        name = lambda source: source.records.name if isinstance(source, Task) else Path(source.directory).name
+        return [name(source) for source in self.sources]
 
     def stages(self, num_tokens: Sequence[int]) -> list[tuple[int, Sequence[float]]]:
         """(first step, rates) of all stages, for sources of so many tokens."""
@@ -204,10 +211,14 @@ class MixedBatches:
 
 
 class OrderedMixture:
-    """All rows of all sources once, source by source, for evaluation; the last batch is filled with empty rows."""
+    """All rows of all sources once, source by source, for evaluation; the last batch is filled with empty rows.
+
+    Attributes:
+      layouts: Of the sources.
+    """
 
     def __init__(self, layouts: Sequence[Layout], transform: Transform, batch_size: int):
-        self._layouts, self._transform, self.batch_size = layouts, transform, batch_size
+        self.layouts, self._transform, self.batch_size = tuple(layouts), transform, batch_size
         self.layout = Together(layouts)
         self._ends = np.cumsum([layout.num_rows for layout in layouts])
         self.num_batches = -(-self.layout.num_rows // batch_size)
@@ -215,9 +226,9 @@ class OrderedMixture:
     def batch(self, number: int, rows: slice = ALL) -> Rows:
         """The batch of a number from 0 to `num_batches` - 1, or those of its rows."""
         numbers = row_numbers(number, self.batch_size, rows)
-        source = np.minimum(np.searchsorted(self._ends, numbers, side="right"), len(self._layouts) - 1)
+        source = np.minimum(np.searchsorted(self._ends, numbers, side="right"), len(self.layouts) - 1)
         index = numbers - np.append(0, self._ends)[source]
-        return _read(self._layouts, self._transform, source, index, keys(0, numbers, VALIDATION_NOISE))
+        return _read(self.layouts, self._transform, source, index, keys(0, numbers, VALIDATION_NOISE))
 
 
 def _read(

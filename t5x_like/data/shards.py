@@ -16,7 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Bool, Int64, Shaped, UInt
 
-from t5x_like.data.corpus import Tokens, content_hash
+from t5x_like.data.corpus import Tokens, content_hash, token_dtype
 from t5x_like.data.tokenizers import Tokenizer, cut
 from t5x_like.errors import UserError
 
@@ -40,10 +40,6 @@ class Shard(NamedTuple):
     bytes: int
     file_bytes: int
     hash: str
-
-
-def token_dtype(vocab_size: int) -> str:
-    return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
 class ShardWriter:

@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Literal, Protocol
 
 from absl import logging
@@ -56,21 +56,10 @@ class TextSource:
 
     def paths(self) -> list[str]:
         """The files, sorted, each once; UserError for a path or glob without any."""
-        found = set()
-        for pattern in (self.files,) if isinstance(self.files, str) else self.files:
-            pattern = os.path.expanduser(pattern)
-            # A file whose name looks like a glob is still a file.
-            matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
-            files = [path for path in matches if os.path.isfile(path)]
-            if not files:
-                remedy = f"it is a directory, try {pattern}/*.txt" if os.path.isdir(pattern) else "check the path"
-                raise UserError(f"TextSource.files: no file matches {pattern!r} (in {os.getcwd()}): {remedy}.")
-            found.update(files)
-        return sorted(found)
+        return find_files(self.files, "TextSource.files")
 
     def cache_key(self) -> str:
-        stats = [(os.path.abspath(path), os.stat(path)) for path in self.paths()]
-        return repr((self, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
+        return repr((self, name_files(self.paths())))
 
     def documents(self) -> Iterator[str]:
         """Yields the documents; UserError names the file (and line) that cannot be read, or an empty corpus."""
@@ -128,6 +117,27 @@ class TextSource:
                 ) from error
             text = raw.decode("utf-8-sig", "replace")
             return text, text.count("\ufffd") - raw.count("\ufffd".encode())
+
+
+def find_files(patterns: str | Sequence[str], field: str) -> list[str]:
+    """The files of paths or globs, sorted, each once; UserError, which names the field, for one without any."""
+    found = set()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        pattern = os.path.expanduser(pattern)
+        # A file whose name looks like a glob is still a file.
+        matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+        files = [path for path in matches if os.path.isfile(path)]
+        if not files:
+            remedy = f"it is a directory, try {pattern}/*.txt" if os.path.isdir(pattern) else "check the path"
+            raise UserError(f"{field}: no file matches {pattern!r} (in {os.getcwd()}): {remedy}.")
+        found.update(files)
+    return sorted(found)
+
+
+def name_files(paths: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Names the present state of files, by what the file system says of them."""
+    stats = [(os.path.abspath(path), os.stat(path)) for path in paths]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 @contextlib.contextmanager

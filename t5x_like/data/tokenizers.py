@@ -352,6 +352,17 @@ class WordTokenizer(Tokenizer):
         return _vocabulary(type="word", words=self.words)
 
 
+def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a text in which special tokens may stand by name: "Copy <extra_id_0> directories"."""
+    names = sorted(tokenizer.special_ids, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+    tokens = []
+    for part in filter(None, parts):
+        known = tokenizer.special_ids.get(part)
+        tokens += tokenizer.encode(part).tolist() if known is None else [known]
+    return tokens
+
+
 def _vocabulary(**content) -> dict[str, bytes]:
     return {VOCABULARY_FILE: json.dumps(content).encode()}
 

@@ -18,6 +18,9 @@ from t5x_like.models.block import Encoded
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.stack import States
 
+PAD_TO = 32
+"""Prompts are padded to a multiple of so many tokens: batches of different lengths share compiled programs."""
+
 NO_TOKEN = -1
 """Ends nothing: no token has this id."""
 
@@ -58,16 +61,21 @@ def generate(
     while made < max_new_tokens and not done.all():
         fits = max(map(len, texts)) < context_length
         window = texts if fits else [text[-max(1, context_length // 2) :] for text in texts]
-        length = max(map(len, window))
+        longest = max(map(len, window))
+        length = _rounded(longest)
         tokens = np.stack([np.pad(text, (length - len(text), 0)) for text in window])
         start = np.asarray([length - len(text) for text in window], np.int32)
-        steps = min(max_new_tokens - made, max(1, context_length - length))
+        steps = min(max_new_tokens - made, max(1, context_length - longest))
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), made), len(texts))
         new = continue_tokens(graphdef, params, tokens, start, keys, done, steps=steps, sampling=sampling, end=end)
         texts = [np.concatenate([text, row]) for text, row in zip(texts, np.asarray(new), strict=True)]
         done |= np.asarray(new == end).any(axis=1)
         made += steps
     return [until(text[len(prompt) :], end) for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def _rounded(length: int) -> int:
+    return -(-length // PAD_TO) * PAD_TO
 
 
 def until(tokens: np.ndarray, end: int) -> np.ndarray:
@@ -105,7 +113,7 @@ def generate_from_inputs(
     if any(len(tokens) == 0 for tokens in inputs):
         raise UserError("A prompt has no tokens: give at least one character.")
     end = NO_TOKEN if eos_id is None else eos_id
-    count, length = len(inputs), max(map(len, inputs))
+    count, length = len(inputs), _rounded(max(map(len, inputs)))
     padded = np.stack([np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens))) for tokens in inputs])
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), padded.shape)
     is_input = positions < np.asarray([len(tokens) for tokens in inputs])[:, None]

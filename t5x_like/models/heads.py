@@ -212,6 +212,10 @@ class Head(Module):
         """
         raise NotImplementedError
 
+    def predict(self, x: Vectors, is_token: IsToken | None) -> Float[Array, "batch ..."]:
+        """What the head says of each sequence: scores of classes [classes], a number, scores of spans [length, 2]."""
+        raise NotImplementedError
+
 
 class LanguageModelHead(Head):
     """`projection` [vocab, embed] is laid out like the embedding, so that the loss sees one layout."""
@@ -304,6 +308,9 @@ class SequenceClassificationHead(Head):
         scores = self.pooled(x, is_token, dropout_key)
         return {"sequences": classification("", scores, batch["labels"], batch["label_weights"])}
 
+    def predict(self, x: Vectors, is_token: IsToken | None) -> Float[Array, "batch classes"]:
+        return self.pooled(x, is_token, None)
+
 
 class RegressionHead(Head):
     def __init__(self, config: RegressionHeadConfig, options: HeadOptions, key: PRNGKeyArray):
@@ -313,6 +320,9 @@ class RegressionHead(Head):
         predicted, weights = self.pooled(x, is_token, dropout_key)[:, 0], batch["label_weights"]
         error = jnp.sum(weights * jnp.square(predicted - batch["targets"]))
         return {"sequences": Term(error, weights.sum(), {"loss": error})}
+
+    def predict(self, x: Vectors, is_token: IsToken | None) -> Float[Array, "batch"]:
+        return self.pooled(x, is_token, None)[:, 0]
 
 
 class RewardHead(Head):
@@ -349,15 +359,17 @@ class SpanHead(Head):
         self.out = options.linear({"classes": 2}, config.use_bias, key)
 
     def terms(self, x, batch, *, loss, embedding, is_token, dropout_key) -> dict[str, Term]:
-        scores = self.out(x).astype(jnp.float32)
-        if is_token is not None:
-            scores = jnp.where(is_token[..., None], scores, -1e9)
+        scores = self.predict(x, is_token)
         starts, ends, weights = batch["span_starts"], batch["span_ends"], batch["label_weights"]
         start, end = (classification("", scores[..., i], labels, weights) for i, labels in enumerate((starts, ends)))
         exact = (scores[..., 0].argmax(axis=-1) == starts) & (scores[..., 1].argmax(axis=-1) == ends)
         objective = (start.objective + end.objective) / 2
         metrics = {"loss": objective, "accuracy": jnp.sum(weights * exact)}
         return {"sequences": Term(objective, start.weight, metrics)}
+
+    def predict(self, x: Vectors, is_token: IsToken | None) -> Float[Array, "batch length 2"]:
+        scores = self.out(x).astype(jnp.float32)
+        return scores if is_token is None else jnp.where(is_token[..., None], scores, -1e9)
 
 
 def classification(prefix: str, scores: Float[Array, "*n classes"], labels: Array, weights: Float[Array, "*n"]) -> Term:

@@ -6,7 +6,12 @@ from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.configurable import configurable
 from t5x_like.data.build import DataConfig
 from t5x_like.errors import UserError
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads import (
+    LanguageModelHeadConfig,
+    RegressionHeadConfig,
+    SequenceClassificationHeadConfig,
+    SpanHeadConfig,
+)
 from t5x_like.models.losses import LossConfig
 from t5x_like.models.positions import LearnedPositionsConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
@@ -167,14 +172,11 @@ class Experiment:
                 f"DataConfig.objective = @{objective}() gives {' and '.join(sorted(given))} tokens: choose a model and "
                 "an objective that fit."
             )
-        if not isinstance(self.model.head, LanguageModelHeadConfig):
+        self._check_head(model, objective)
+        classify_pairs = getattr(self.model.head, "classify_pairs", False)
+        if classify_pairs != ("pair_labels" in features):
             raise UserError(
-                f"{model}.head is {type(self.model.head).__name__}, but DataConfig.objective = @{objective}() has "
-                "tokens to predict: use LanguageModelHeadConfig."
-            )
-        if self.model.head.classify_pairs != ("pair_labels" in features):
-            raise UserError(
-                f"LanguageModelHeadConfig.classify_pairs is {self.model.head.classify_pairs}, but DataConfig.objective "
+                f"LanguageModelHeadConfig.classify_pairs is {classify_pairs}, but DataConfig.objective "
                 f"= @{objective}() has {'' if 'pair_labels' in features else 'no '}pairs to classify: change the one "
                 "or the other (MaskedLM.pairs)."
             )
@@ -184,3 +186,25 @@ class Experiment:
                 f"DataConfig.objective = @{objective}() orders tokens otherwise than they stand, and "
                 "StackConfig.position_bias goes by where they stand: use rotary or learned positions."
             )
+
+    def _check_head(self, model: str, objective: str):
+        """The head must be scored by what the objective gives, and have the classes of the task."""
+        head, features = self.model.head, self.data.features
+        targets = {
+            LanguageModelHeadConfig: f"{self.model.features}_target_tokens",
+            SequenceClassificationHeadConfig: "labels",
+            RegressionHeadConfig: "targets",
+            SpanHeadConfig: "span_starts",
+        }
+        if targets.get(type(head)) not in features:
+            fitting = next(cls.__name__ for cls, target in targets.items() if target in features)
+            raise UserError(
+                f"{model}.head is {type(head).__name__}, but DataConfig.objective = @{objective}() has other things to "
+                f"predict: use {fitting}."
+            )
+        for task in self.data.tasks:
+            if isinstance(head, SequenceClassificationHeadConfig) and head.num_classes != len(task.labels):
+                raise UserError(
+                    f"SequenceClassificationHeadConfig.num_classes is {head.num_classes}, but "
+                    f"ClassificationTask.labels names {len(task.labels)} classes: make them the same."
+                )

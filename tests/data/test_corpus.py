@@ -196,7 +196,7 @@ def test_a_slower_process_takes_the_result_of_the_faster(tmp_path):
     corpus = prepare_corpus(Overtaken(SOURCE.texts), ByteTokenizerConfig(), BY_DOCUMENT, tmp_path)
     assert corpus.fingerprint == prepare_corpus(SOURCE, ByteTokenizerConfig(), BY_DOCUMENT, None).fingerprint
     assert [path.name for path in tmp_path.iterdir()] == [next(tmp_path.glob("*/prepared.json")).parent.name]
-    assert json.loads(next(tmp_path.glob("*/prepared.json")).read_text())["dtype"] == "uint16"
+    assert json.loads(next(tmp_path.glob("*/prepared.json")).read_text())["dtype"] == "<u2"
 
 
 def test_models_with_many_ids_use_wider_tokens():

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_like.data import shards as module
-from t5x_like.data.corpus import Split, prepare_corpus
+from t5x_like.data.corpus import Split, prepare_corpus, token_dtype
 from t5x_like.data.prepared import PreparedSource, PreparedTokenizerConfig
-from t5x_like.data.shards import PREPARED, TOKENIZER, Shards, ShardWriter, token_dtype
+from t5x_like.data.shards import PREPARED, TOKENIZER, Shards, ShardWriter
 from t5x_like.data.tokenizers import ByteTokenizer, CharacterTokenizerConfig, TokenizerConfig
 from t5x_like.errors import UserError
 

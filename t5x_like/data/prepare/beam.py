@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from absl import logging
 
-from t5x_like.data.prepare.extras import require
+from t5x_like.data.extras import require
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ import re
 from typing import Literal, get_args
 
 from t5x_like.configurable import configurable
+from t5x_like.data.extras import require
 from t5x_like.data.prepare.document import Dropped
-from t5x_like.data.prepare.extras import require
 from t5x_like.data.prepare.readers import Record
 from t5x_like.errors import UserError
 

@@ -3,8 +3,8 @@
 import functools
 
 from t5x_like.configurable import configurable
+from t5x_like.data.extras import require
 from t5x_like.data.prepare.document import Document, Dropped, Stage
-from t5x_like.data.prepare.extras import require
 from t5x_like.errors import UserError
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from t5x_like.configurable import configurable
-from t5x_like.data.prepare.extras import require
+from t5x_like.data.extras import require
 from t5x_like.data.prepare.streams import COMPRESSIONS, READ_ERRORS, open_stream
 from t5x_like.data.prepare.warc import parse_http, read_warc
 from t5x_like.errors import UserError

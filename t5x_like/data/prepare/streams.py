@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import fsspec
 
-from t5x_like.data.prepare.extras import require
+from t5x_like.data.extras import require
 from t5x_like.errors import UserError
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")

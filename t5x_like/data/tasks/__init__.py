@@ -1,0 +1,1 @@
+"""Tasks with examples: records, what is made of each, and how answers are scored."""

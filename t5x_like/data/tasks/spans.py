@@ -1,0 +1,94 @@
+"""Questions whose answer is a piece of a given text (SQuAD; Devlin et al. 2019, section 4.2)."""
+
+import re
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from t5x_like.configurable import configurable
+from t5x_like.data.tasks.records import Record
+from t5x_like.data.tasks.task import AnyRecords, Example, Metric, Task
+from t5x_like.data.tasks.templates import fill, value_of
+from t5x_like.data.tokenizers import Tokenizer
+
+# White space belongs to what follows it; marks stand alone, so that an answer's end is the end of a word.
+_WORD = re.compile(r"\s*(?:\w+|[^\w\s])")
+
+
+class Words(NamedTuple):
+    """A text word by word.
+
+    Attributes:
+      ends: where each word ends, in characters.
+      tokens: of all words.
+      token_ends: behind how many tokens each word ends.
+    """
+
+    ends: Int64[np.ndarray, "words"]
+    tokens: Int32[np.ndarray, "tokens"]
+    token_ends: Int64[np.ndarray, "words"]
+
+
+def words_of(text: str, tokenizer: Tokenizer) -> Words:
+    """The words of a text, each encoded by itself: it is known where in the text a token stands, for any tokenizer."""
+    matches = list(_WORD.finditer(text))
+    encoded = tokenizer.encode_batch([match[0] for match in matches])
+    ends = np.array([match.end() for match in matches], np.int64)
+    token_ends = np.cumsum([len(tokens) for tokens in encoded], dtype=np.int64)
+    return Words(ends, np.concatenate([np.zeros(0, np.int32), *encoded]), token_ends)
+
+
+def answer_text(context: str, tokenizer: Tokenizer, first: int, last: int) -> str:
+    """The text of the tokens from `first` to `last` of the context: whole words."""
+    words = words_of(context, tokenizer)
+    begin, end = np.searchsorted(words.token_ends, [first, last], side="right")
+    starts = np.append(0, words.ends)
+    return context[starts[begin] : words.ends[min(end, len(words.ends) - 1)]].strip()
+
+
+@configurable
+class SpanTask(Task):
+    """The answer to a question is a piece of the context.
+
+    Questions without an answer point to the first token of the row, [CLS] (SQuAD 2; Devlin et al. 2019, section 4.3).
+
+    Attributes:
+      records: The records.
+      question: Template of the question.
+      context: The value that is the text with the answer.
+      answers: The value that holds the texts of the answers that are right; the first is learned.
+      starts: The value that holds where they begin in the context, in characters.
+      metrics: How predicted answers are scored.
+    """
+
+    records: AnyRecords
+    question: str = "{question}"
+    context: str = "context"
+    answers: str = "answers[text]"
+    starts: str = "answers[answer_start]"
+    metrics: tuple[Metric, ...] = ("exact_match", "token_f1")
+
+    field_names = ("first", "second")
+    # Tokens of the context; -1: there is no answer.
+    number_dtypes: ClassVar[dict[str, str]] = {"span_starts": "int32", "span_ends": "int32"}
+
+    def texts(self, record: Record) -> list[str]:
+        return [fill(self.question, record), value_of(self.context, record)]
+
+    def encode(self, record: Record, tokenizer: Tokenizer) -> Example:
+        question, context = self.texts(record)
+        answers, starts = list(value_of(self.answers, record)), list(value_of(self.starts, record))
+        words = words_of(context, tokenizer)
+        first = last = -1
+        if answers:
+            begin, end = starts[0], starts[0] + len(answers[0])
+            if context[begin:end] != answers[0]:
+                raise ValueError(f"the answer {answers[0]!r} does not stand at character {begin} of {self.context}")
+            from_word = int(np.searchsorted(words.ends, begin, side="right"))
+            to_word = int(np.searchsorted(words.ends, end, side="left"))
+            first = int(np.append(0, words.token_ends)[from_word])
+            last = int(words.token_ends[min(to_word, len(words.token_ends) - 1)]) - 1
+        fields = {"first": tokenizer.encode(question), "second": words.tokens}
+        reference = {"context": context, "answers": answers or [""]}
+        return Example(fields, {"span_starts": first, "span_ends": last}, reference)
