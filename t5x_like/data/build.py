@@ -120,7 +120,7 @@ class DataConfig:
             return
         for task in self.tasks:
             wants = {*self.objective.field_names, *self.objective.number_names}
-            if missing := wants - {*task.field_names, *task.number_dtypes}:
+            if missing := wants - {*task.field_names, *task.number_names}:
                 raise UserError(
                     f"DataConfig.objective = @{objective}() needs {', '.join(sorted(missing))}, which "
                     f"@{type(task).__name__}() has not got: see docs/tasks.md for what belongs together."

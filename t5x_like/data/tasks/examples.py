@@ -38,14 +38,14 @@ class ExampleSet:
       ends: Behind how many tokens each example ends, [fields, examples].
       numbers: Labels and the like, by name.
       num_bytes: Size of all text in UTF-8.
-      references: What answers are compared with, of the validation split; read once.
+      references: What answers are compared with, a line of JSON for each example; none of the training split.
     """
 
     streams: dict[str, UInt[np.ndarray, "tokens"]]
     ends: Int64[np.ndarray, "fields examples"]
     numbers: dict[str, Shaped[np.ndarray, "examples"]]
     num_bytes: int
-    references: Path
+    references: list[str]
 
     @property
     def num_documents(self) -> int:
@@ -58,7 +58,7 @@ class ExampleSet:
         return starts, ends - starts
 
     def read_references(self) -> list[Any]:
-        return [json.loads(line) for line in self.references.read_text().splitlines()]
+        return [json.loads(line) for line in self.references]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _write_split(records: SplitRecords, name: SplitName, tokenizer: Tokenizer, w
             for field, stream in streams.items():
                 stream.write(example.fields[field])
             ends.append([stream.num_tokens for stream in streams.values()])
-            numbers.append([example.numbers[number] for number in task.number_dtypes])
+            numbers.append([example.numbers[number] for number in task.number_names])
             num_bytes += sum(len(text.encode()) for text in task.texts(record))
             if name == "validation":
                 references.write(json.dumps(example.reference) + "\n")
@@ -160,8 +160,8 @@ def _write_split(records: SplitRecords, name: SplitName, tokenizer: Tokenizer, w
     columns = np.array(numbers, np.float64).reshape(len(numbers), -1)
     hashes = [stream.digest.hexdigest() for stream in streams.values()]
     hashes.append(hashlib.blake2b(ends.tobytes() + columns.tobytes(), digest_size=16).hexdigest())
-    for number, (column, kind) in enumerate(task.number_dtypes.items()):
-        np.save(work / f"{name}.{column}.npy", columns[:, number].astype(kind))
+    for number, column in enumerate(task.number_names):
+        np.save(work / f"{name}.{column}.npy", columns[:, number].astype(task.number_dtype))
     return {"examples": len(numbers), "bytes": num_bytes, "hashes": hashes}
 
 
@@ -172,7 +172,8 @@ def _load(task: Task, place: Path) -> ExampleCorpus:
         ends = np.load(place / f"{name}.npy", mmap_mode="r")
         sizes = dict(zip(task.field_names, ends[:, -1].tolist(), strict=True))
         streams = {f: map_stream(place / f"{name}.{f}.bin", record["dtype"], size) for f, size in sizes.items()}
-        numbers = {column: np.load(place / f"{name}.{column}.npy") for column in task.number_dtypes}
-        return ExampleSet(streams, ends, numbers, record[name]["bytes"], place / f"{name}.jsonl")
+        numbers = {column: np.load(place / f"{name}.{column}.npy") for column in task.number_names}
+        references = (place / f"{name}.jsonl").read_text().splitlines()
+        return ExampleSet(streams, ends, numbers, record[name]["bytes"], references)
 
     return ExampleCorpus(read_tokenizer(place), load("train"), load("validation"), record["fingerprint"])

@@ -1,7 +1,5 @@
 """A class or a number for a text, or for two: what BERT's heads are fine-tuned on (Devlin et al. 2019, section 4.1)."""
 
-from typing import ClassVar
-
 from t5x_like.configurable import configurable
 from t5x_like.data.tasks.records import Record
 from t5x_like.data.tasks.task import AnyRecords, Example, Metric, Task, class_number
@@ -50,7 +48,7 @@ class ClassificationTask(_LabelTask):
     labels: tuple[str, ...]
     metrics: tuple[Metric, ...] = ("accuracy",)
 
-    number_dtypes: ClassVar[dict[str, str]] = {"labels": "int32"}
+    number_names = ("labels",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,7 +78,8 @@ class RegressionTask(_LabelTask):
     target: str = "label"
     metrics: tuple[Metric, ...] = ("pearson", "spearman")
 
-    number_dtypes: ClassVar[dict[str, str]] = {"targets": "float32"}
+    number_names = ("targets",)
+    number_dtype = "float32"
 
     def encode(self, record: Record, tokenizer: Tokenizer) -> Example:
         number = float(record[self.target])

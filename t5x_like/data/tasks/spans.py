@@ -1,7 +1,7 @@
 """Questions whose answer is a piece of a given text (SQuAD; Devlin et al. 2019, section 4.2)."""
 
 import re
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -71,7 +71,7 @@ class SpanTask(Task):
 
     field_names = ("first", "second")
     # Tokens of the context; -1: there is no answer.
-    number_dtypes: ClassVar[dict[str, str]] = {"span_starts": "int32", "span_ends": "int32"}
+    number_names = ("span_starts", "span_ends")
 
     def texts(self, record: Record) -> list[str]:
         return [fill(self.question, record), value_of(self.context, record)]

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -48,13 +48,15 @@ class Task(abc.ABC):
       records: Its records.
       metrics: How answers to the validation split are scored.
       field_names: The fields of its examples.
-      number_dtypes: The numbers of its examples, and their dtypes.
+      number_names: The numbers of its examples.
+      number_dtype: Their dtype.
     """
 
     records: AnyRecords
     metrics: tuple[Metric, ...]
     field_names: tuple[str, ...]
-    number_dtypes: ClassVar[dict[str, str]] = {}
+    number_names: tuple[str, ...] = ()
+    number_dtype: str = "int32"
 
     @abc.abstractmethod
     def texts(self, record: Record) -> list[str]:
