@@ -21,14 +21,14 @@ from t5x_like.data.objectives.examples import AnswerLM, Classification, ExampleO
 from t5x_like.data.objectives.masked import MaskedLM
 from t5x_like.data.objectives.objective import Features
 from t5x_like.data.objectives.permutation import PermutationLM
-from t5x_like.data.prepared import PreparedSource, PreparedTokenizerConfig
+from t5x_like.data.prepared import AnyTokenizerConfig, PreparedSource
 from t5x_like.data.python_library import PythonLibrarySource
 from t5x_like.data.sources import TextSource
-from t5x_like.data.subwords import SentencePieceConfig, SentencePieceFileConfig
+from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.data.tasks.any_task import AnyTask
 from t5x_like.data.tasks.examples import ExampleCorpus, ExampleSet, prepare_examples
 from t5x_like.data.tasks.task import Task
-from t5x_like.data.tokenizers import ByteTokenizerConfig, CharacterTokenizerConfig, Tokenizer, WordTokenizerConfig
+from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
 
 
@@ -56,15 +56,7 @@ class DataConfig:
     sequence_length: int
     batch_size: int
     source: PythonLibrarySource | TextSource | PreparedSource | Mixture | AnyTask = PythonLibrarySource()
-    tokenizer: (
-        SentencePieceConfig
-        | SentencePieceFileConfig
-        | ByteTokenizerConfig
-        | CharacterTokenizerConfig
-        | WordTokenizerConfig
-        | PreparedTokenizerConfig
-        | None
-    ) = SentencePieceConfig()
+    tokenizer: AnyTokenizerConfig | None = SentencePieceConfig()
     objective: (
         CausalLM
         | PrefixLM

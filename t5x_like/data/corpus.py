@@ -21,6 +21,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int64, UInt
 
+from t5x_like.data.json_tokenizers import JSON_FILE, JsonTokenizer
 from t5x_like.data.sources import Source
 from t5x_like.data.subwords import MODEL_FILE, SentencePieceTokenizer
 from t5x_like.data.tokenizers import (
@@ -333,6 +334,8 @@ def _read_plain_tokenizer(place: Path) -> Tokenizer:
                 return CharacterTokenizer(characters)
             case {"type": "word", "words": [*words]} if all(isinstance(word, str) for word in words):
                 return WordTokenizer(words)
+            case {"type": "json", "names": {**names}}:
+                return JsonTokenizer((place / JSON_FILE).read_bytes(), names)
             case {"type": "sentencepiece"}:
                 return SentencePieceTokenizer((place / MODEL_FILE).read_bytes())
     except DAMAGE as error:

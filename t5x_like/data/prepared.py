@@ -7,9 +7,19 @@ import numpy as np
 from absl import logging
 
 from t5x_like.configurable import configurable
-from t5x_like.data.corpus import Corpus, Split, read_tokenizer
+from t5x_like.data.corpus import RECORD, Corpus, Split, read_tokenizer
+from t5x_like.data.json_tokenizers import ByteBPEConfig, TokenizerFileConfig, WordPieceConfig
 from t5x_like.data.shards import TOKENIZER, Shards, read_prepared
-from t5x_like.data.tokenizers import Documents, SpecialTokens, Tokenizer, TokenizerConfig
+from t5x_like.data.subwords import SentencePieceConfig, SentencePieceFileConfig
+from t5x_like.data.tokenizers import (
+    ByteTokenizerConfig,
+    CharacterTokenizerConfig,
+    Documents,
+    SpecialTokens,
+    Tokenizer,
+    TokenizerConfig,
+    WordTokenizerConfig,
+)
 from t5x_like.errors import UserError
 
 
@@ -79,3 +89,47 @@ def prepared_tokenizer(directory: Path) -> Tokenizer:
         return read_tokenizer(directory / TOKENIZER)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{directory / TOKENIZER} cannot be read ({error!r}): bring the tokenizer back.") from error
+
+
+@configurable
+class RunTokenizerConfig(TokenizerConfig):
+    """The tokenizer of another run, to go on from its parameters.
+
+    Attributes:
+      model_dir: MODEL_DIR of that run.
+      special_tokens: Ids behind those of its vocabulary, for the tokens that it has not got itself.
+    """
+
+    model_dir: str
+    special_tokens: SpecialTokens = SpecialTokens()
+
+    def cache_key(self) -> str:
+        return repr((self.special_tokens, self.build_plain(None).fingerprint()))
+
+    def build_plain(self, documents: Documents | None) -> Tokenizer:
+        """UserError if the run keeps no tokenizer, or several."""
+        records = Path(self.model_dir).expanduser().glob(f"data/*/{RECORD}")
+        tokenizers = [read_tokenizer(record.parent) for record in records]
+        found = {tokenizer.fingerprint(): tokenizer for tokenizer in tokenizers}
+        if len(found) != 1:
+            raise UserError(
+                f"RunTokenizerConfig.model_dir={self.model_dir!r} keeps {len(found)} tokenizers in its directory data: "
+                "name the directory of one run; an imported model has none, give its file (SentencePieceFileConfig, "
+                "TokenizerFileConfig)."
+            )
+        return next(iter(found.values()))
+
+
+AnyTokenizerConfig = (
+    SentencePieceConfig
+    | SentencePieceFileConfig
+    | WordPieceConfig
+    | ByteBPEConfig
+    | TokenizerFileConfig
+    | ByteTokenizerConfig
+    | CharacterTokenizerConfig
+    | WordTokenizerConfig
+    | PreparedTokenizerConfig
+    | RunTokenizerConfig
+)
+"""All that are configured."""

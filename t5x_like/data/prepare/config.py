@@ -15,9 +15,8 @@ from t5x_like.data.prepare.language import LanguageFilter
 from t5x_like.data.prepare.readers import Reading
 from t5x_like.data.prepare.signatures import NearDuplicates
 from t5x_like.data.prepare.text_stages import MaskPersonalData, NormalizeText
-from t5x_like.data.prepared import PreparedTokenizerConfig
-from t5x_like.data.subwords import SentencePieceConfig, SentencePieceFileConfig
-from t5x_like.data.tokenizers import ByteTokenizerConfig, CharacterTokenizerConfig, WordTokenizerConfig
+from t5x_like.data.prepared import AnyTokenizerConfig
+from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.errors import UserError
 
 
@@ -74,14 +73,7 @@ class PrepareConfig:
         ...,
     ] = (NormalizeText(),)
     deduplication: Deduplication = Deduplication()
-    tokenizer: (
-        SentencePieceConfig
-        | SentencePieceFileConfig
-        | ByteTokenizerConfig
-        | CharacterTokenizerConfig
-        | WordTokenizerConfig
-        | PreparedTokenizerConfig
-    ) = SentencePieceConfig(vocab_size=32_000)
+    tokenizer: AnyTokenizerConfig = SentencePieceConfig(vocab_size=32_000)
     shard_bytes: int = 2**26
     keep_text: bool = False
 
