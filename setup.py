@@ -31,7 +31,15 @@ setup(
         "gpu": ["jax[cuda13]"],
         # The compiler of the TPU, which needs no TPU; jax pins the version that belongs to it.
         "plan": ["jax[tpu]"],
-        "tfds": ["tensorflow-datasets>=4.9.9"],
+        "tfds": ["tensorflow-datasets>=4.9.9", "importlib-resources>=6"],
+        # Metrics of tasks, conversations, Hugging Face's datasets and tokenizers.
+        "tasks": [
+            "datasets>=3,<6",
+            "jinja2>=3.1,<4",
+            "rouge-score>=0.1.2,<0.2",
+            "sacrebleu>=2.4,<3",
+            "tokenizers>=0.22,<0.24",
+        ],
         "beam": ["apache-beam>=2.70"],
         "gcs": ["gcsfs>=2024.6"],
         "hf": ["safetensors>=0.6", "tokenizers>=0.22", "transformers>=5,<6", "torch==2.13.0"],
@@ -55,6 +63,7 @@ setup(
             "pytest-xdist>=3.6",
             "pyyaml>=6",
             "ruff>=0.17,<0.18",
+            "scikit-learn>=1.5",
             "scipy>=1.14",
         ],
     },
