@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from t5x_like.configurable import configurable
+from t5x_like.data.augmentation import AnyAugmentation, augmented
 from t5x_like.data.batches import OrderedBatches, RandomWindows, ShuffledBatches
 from t5x_like.data.corpus import Corpus, Split, Tokens, keep_tokenizer, prepare_corpus
 from t5x_like.data.layouts import AllWindows, DocumentRows, Layout, PackedRows, Windows
@@ -43,6 +44,7 @@ class DataConfig:
       tokenizer: Tokens; one that is trained is trained on the source, once, and kept. None for a source that has its
         own (PreparedSource, Mixture), and only then.
       objective: What is predicted from what.
+      augmentations: Noise on what the model reads in training, one after the other.
       layout: `concatenate`: the token stream is cut into rows, all of which are seen once per epoch; `pack`: rows of
         whole documents that do not see each other (segment ids), padded, seen once per epoch; `documents`: one document
         per row, padded, seen once per epoch; `random_windows`: rows start anywhere in the stream, without epochs (as
@@ -71,6 +73,7 @@ class DataConfig:
         | Regression
         | SpanExtraction
     ) = CausalLM()
+    augmentations: tuple[AnyAugmentation, ...] = ()
     layout: Literal["concatenate", "pack", "documents", "random_windows"] = "concatenate"
     split: Literal["document", "position"] = "document"
     validation_fraction: float = 0.05
@@ -165,6 +168,7 @@ class Data:
         config = self.config
         facts = (*(corpus.fingerprint for corpus in self.corpora), config.objective, config.layout)
         facts += (config.sequence_length, config.batch_size, config.seed)
+        facts += (config.augmentations,) if config.augmentations else ()
         if isinstance(config.source, Mixture):
             # Directories may be renamed; what is in them is in the corpora's own fingerprints.
             mixture = config.source
@@ -225,10 +229,12 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
     transform = config.objective.build(corpora[0].tokenizer, config.sequence_length, packed=config.layout == "pack")
     size, seed = config.batch_size, config.seed
     ordered = OrderedBatches(validation[0], transform, size)
+    noise = [augmentation.build(corpora[0].tokenizer, config.features) for augmentation in config.augmentations]
+    clean, transform = transform, augmented(transform, noise) if noise else transform
     if isinstance(config.source, Mixture):
         stages = config.source.stages([layout.num_tokens for layout in train])
         batches = MixedBatches(train, transform, size, seed, stages)
-        ordered = OrderedMixture(validation, transform, size)
+        ordered = OrderedMixture(validation, clean, size)
     elif config.layout == "random_windows":
         windows = AllWindows(corpora[0].train, config.objective.text_length(config.sequence_length))
         batches = RandomWindows(windows, transform, size, seed)

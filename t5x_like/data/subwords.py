@@ -142,6 +142,23 @@ class SentencePieceTokenizer(Tokenizer):
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
         return np.array(self._processor.encode(text), np.int32)
 
+    @property
+    def is_unigram(self) -> bool:
+        """Whether there are several ways to cut a word, each with a probability."""
+        try:
+            self._processor.nbest_encode("a", nbest_size=2, out_type=int)
+        except RuntimeError:
+            return False
+        return True
+
+    def cut_word(self, word: bytes, num_best: int, alpha: float, draw: float) -> list[int]:
+        """One of the best ways to cut a text, chosen by a number from 0 to 1 (Kudo 2018, section 3.2)."""
+        text = word.decode(errors="replace")
+        ways = self._processor.nbest_encode(text, nbest_size=num_best, out_type=int)
+        logits = alpha * np.array([sum(map(self._processor.get_score, way)) for way in ways])
+        shares = np.cumsum(np.exp(logits - logits.max()))
+        return ways[int(np.searchsorted(shares, draw * shares[-1], side="right"))]
+
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
         ids = self._processor.encode(list(texts), num_threads=os.cpu_count())
         return [np.array(tokens, np.int32) for tokens in ids]

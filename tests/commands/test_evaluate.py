@@ -54,7 +54,7 @@ def test_classification_from_a_run(reviews, capsys):
     assert main(flags("bert_tiny_task", reviews, **tiny)) == 0
     scores = scores_of(reviews, capsys)
     assert scores["accuracy"] > 0.9
-    again = flags("bert_tiny_task", reviews, **tiny, STEPS=1, MODEL_DIR=reviews / "again", FROM=reviews / "run")
+    again = flags("bert_tiny_task", reviews, **tiny, STEPS=4, MODEL_DIR=reviews / "again", FROM=reviews / "run")
     assert main([*again, "--gin_file=tasks/encoder_from_run.gin"]) == 0
     assert "Training complete" in capsys.readouterr().out
 
