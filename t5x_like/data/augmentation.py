@@ -157,8 +157,8 @@ def _positions(segments: Int32[np.ndarray, "rows length"]) -> Int32[np.ndarray, 
 class SubwordSampling(Augmentation):
     """Words of the encoder's inputs are cut into other pieces than the best ones (Kudo 2018), of a unigram model.
 
-    Of the `num_best` ways to cut a word one is drawn, with probabilities that go with their own to the power of `alpha`.
-    Rows of one piece of text each; what outgrows the row is lost.
+    Of the `num_best` ways to cut a word one is drawn, with probabilities that go with their own to the power of
+    `alpha`. Rows of one piece of text each; what outgrows the row is lost.
 
     Attributes:
       num_best: Ways that are drawn from.

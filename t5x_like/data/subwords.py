@@ -132,8 +132,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
-        ids = (self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id())
-        self.bos_id, self.eos_id, self.pad_id = (None if i < 0 else i for i in ids)
+        ids = (getattr(self._processor, f"{name}_id")() for name in ("bos", "eos", "pad", "unk"))
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = (None if i < 0 else i for i in ids)
         if self.bos_id is None:
             self.bos_id = self.eos_id
         pieces = map(self._processor.id_to_piece, range(self.vocab_size))

@@ -93,6 +93,7 @@ class Tokenizer(abc.ABC):
         Our own tokenizers use `eos_id`: a document follows the end of another.
       eos_id: The id that ends a document; None if documents have no marked end.
       pad_id: The id of positions without a token; None if the tokenizer has none (0 stands there, with weight 0).
+      unk_id: The id that stands for what the vocabulary lacks; None if nothing does.
       special_ids: The ids of special tokens by name; see `SpecialTokens`.
     """
 
@@ -100,6 +101,7 @@ class Tokenizer(abc.ABC):
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
+    unk_id: int | None = None
     special_ids: Mapping[str, int] = types.MappingProxyType({})
 
     @abc.abstractmethod
@@ -176,7 +178,7 @@ class ExtendedTokenizer(Tokenizer):
     def __init__(self, base: Tokenizer, names: Sequence[str]):
         self.base, self.names = base, tuple(names)
         self.vocab_size = base.vocab_size + len(names)
-        self.bos_id, self.eos_id, self.pad_id = base.bos_id, base.eos_id, base.pad_id
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = base.bos_id, base.eos_id, base.pad_id, base.unk_id
         self.special_ids = {**base.special_ids, **{name: base.vocab_size + i for i, name in enumerate(names)}}
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:

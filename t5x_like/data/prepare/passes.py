@@ -136,7 +136,7 @@ def tokenize(unit: Unit, config: PrepareConfig, work: Path, directory: Path, num
     tally = Tally()
     tokenizer = _tokenizer(directory / TOKENIZER)
     writer = ShardWriter(work / f"{unit.number:05}-of-{num_units:05}", tokenizer)
-    unknown = getattr(tokenizer, "unk_id", None)
+    unknown = tokenizer.unk_id
 
     def documents() -> Iterator[Document]:
         for document in kept_documents(unit, config, work, tally):
