@@ -7,11 +7,13 @@ from t5x_like.configurable import configurable
 from t5x_like.data.prepare.document import Document, Dropped, Stage
 from t5x_like.errors import UserError
 
-_LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029]")
 # Spaces of any width become a space; what shows nothing (controls, zero width, byte order marks) goes.
 _SPACES = dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
 _INVISIBLE = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 0xAD, 0x200B, 0x2060, 0xFEFF])
-_CHARACTERS = {**_INVISIBLE, **_SPACES, ord("\v"): "\n", ord("\f"): "\n"}
+_LINE_ENDS = dict.fromkeys([*b"\r\v\f", 0x85, 0x2028, 0x2029], "\n")
+_CHARACTERS = {chr(code): new or "" for code, new in {**_INVISIBLE, **_SPACES, **_LINE_ENDS}.items()}
+# A search for what is rare takes a tenth of the time that a look at every character does.
+_CHANGED = re.compile(f"[{re.escape(''.join(_CHARACTERS))}]")
 _PLAIN = bytes([*b"\t\n", *range(32, 127)])
 _TRAILING_SPACE = re.compile(r"[ \t]+(?=\n|\Z)")
 _MANY_LINE_ENDS = re.compile(r"\n{4,}")
@@ -45,7 +47,7 @@ def normalize(text: str) -> str:
     """The normal form that `NormalizeText` describes; normalizing it again changes nothing."""
     # Most texts need none of this, which is found out ten times as fast as it is done.
     if not text.isascii() or text.encode().translate(None, _PLAIN):
-        text = _LINE_ENDS.sub("\n", text).translate(_CHARACTERS)
+        text = _CHANGED.sub(lambda match: _CHARACTERS[match[0]], text.replace("\r\n", "\n"))
         text = unicodedata.normalize("NFC", text)
     if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
         text = _TRAILING_SPACE.sub("", text)
