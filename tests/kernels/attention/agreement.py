@@ -1,5 +1,6 @@
 """Calls of attention drawn at random, and whether a backend does with them what the reference does."""
 
+import collections
 from typing import Any, NamedTuple
 
 import jax
@@ -83,20 +84,31 @@ def stretched(mask: MaskSpec, factor: int) -> MaskSpec:
 
 def run(call: Call, backend: str, dtype=np.float32):
     """Output, log-sum-exp, and the gradients of all trained arrays by a function of both."""
-    narrow = {name: jnp.asarray(array, dtype) if name in "qkv" else array for name, array in call.trained.items()}
+    return runner(call.options, backend, dtype)(call.trained)
+
+
+def runner(options: dict[str, Any], backend: str, dtype=np.float32):
+    """The same as a function of the trained arrays, compiled once."""
 
     def loss(trained):
-        options = dict(call.options)
+        given = dict(options)
         if "table" in trained:
-            options["relative_bias"] = (options["relative_bias"], trained["table"])
+            given["relative_bias"] = (options["relative_bias"], trained["table"])
         arrays = {name: array for name, array in trained.items() if name != "table"}
-        o, lse = attention(**arrays, **options, return_lse=True, backend=backend)
+        o, lse = attention(**arrays, **given, return_lse=True, backend=backend)
         weights = np.random.default_rng(1).normal(size=o.shape).astype(np.float32)
         total = jnp.sum(o.astype(jnp.float32) * weights) + jnp.sum(jnp.where(lse > MASK_VALUE / 2, jnp.sin(lse), 0))
         return total, {"o": o, "lse": lse}
 
-    gradients, results = jax.jit(jax.grad(loss, has_aux=True))(narrow)
-    return jax.tree.map(lambda array: np.asarray(array, np.float32), {**results, **gradients})
+    # Narrow numbers are rounded wherever the program says so, as accelerators do; XLA would leave it out on CPU.
+    compiled = jax.jit(jax.grad(loss, has_aux=True), compiler_options={"xla_allow_excess_precision": False})
+
+    def apply(trained):
+        narrow = {name: jnp.asarray(array, dtype) if name in "qkv" else array for name, array in trained.items()}
+        gradients, results = compiled(narrow)
+        return jax.tree.map(lambda array: np.asarray(array, np.float32), {**results, **gradients})
+
+    return apply
 
 
 def check_agreement(call: Call, backend: str):
@@ -105,17 +117,24 @@ def check_agreement(call: Call, backend: str):
         np.testing.assert_allclose(ours[name], array, atol=5e-6 * max(1, np.abs(array).max()), err_msg=name)
 
 
-def check_bfloat16(backend: str, length: int, head_dim: int):
-    """Errors of bfloat16 are no more than 1.5 times those of the reference, by the norm of each array."""
-    normal = lambda *shape: np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
-    options = {"mask": MaskSpec(causal=True), "relative_bias": RelativeBias(8, length // 2)}
-    trained = {name: normal(2, length, heads, head_dim) for name, heads in (("q", 8), ("k", 4), ("v", 4))}
-    call = Call({**trained, "table": normal(8, 8), "sinks": normal(8)}, options)
-    exact = run(call, "reference")
-    theirs, ours = run(call, "reference", jnp.bfloat16), run(call, backend, jnp.bfloat16)
-    ratios = {
-        name: np.linalg.norm(ours[name] - array) / np.linalg.norm(theirs[name] - array) for name, array in exact.items()
-    }
+def check_bfloat16(backend: str, length: int, head_dim: int, draws: int = 3):
+    """Errors of bfloat16 are no more than 1.5 times those of the reference, by the norm of each array over all draws.
+
+    Several draws, because the errors of a few numbers, as in the gradient of the sinks, are mostly chance.
+    """
+    options = {"mask": MaskSpec(causal=True), "relative_bias": RelativeBias(8, length // 2), "soft_cap": 5.0}
+    exact, theirs = (runner(options, "reference", dtype) for dtype in (np.float32, jnp.bfloat16))
+    ours = runner(options, backend, jnp.bfloat16)
+    squares = collections.defaultdict(lambda: np.zeros(2))
+    for seed in range(draws):
+        rng = np.random.default_rng(seed)
+        shapes = {name: (1, length, heads, head_dim) for name, heads in (("q", 8), ("k", 4), ("v", 4))}
+        shapes |= {"table": (8, 8), "sinks": (8,)}
+        trained = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        right, *others = (run(trained) for run in (exact, ours, theirs))
+        for name, array in right.items():
+            squares[name] += [np.sum((other[name] - array) ** 2) for other in others]
+    ratios = {name: np.sqrt(ours / theirs) for name, (ours, theirs) in squares.items()}
     assert all(ratio <= 1.5 for ratio in ratios.values()), ratios
 
 
