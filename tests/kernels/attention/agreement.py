@@ -117,19 +117,25 @@ def check_agreement(call: Call, backend: str):
         np.testing.assert_allclose(ours[name], array, atol=5e-6 * max(1, np.abs(array).max()), err_msg=name)
 
 
-def check_bfloat16(backend: str, length: int, head_dim: int, draws: int = 3):
-    """Errors of bfloat16 are no more than 1.5 times those of the reference, by the norm of each array over all draws.
+EVERYTHING = {"mask": MaskSpec(causal=True), "relative_bias": RelativeBias(8, 32), "soft_cap": 5.0}
+
+
+def check_bfloat16(
+    backend: str, lengths: tuple[int, int], heads: tuple[int, int] = (4, 2), options: dict[str, Any] = EVERYTHING
+):
+    """Errors of bfloat16 are no more than 1.5 times those of the reference, by the norm of each array over three draws.
 
     Several draws, because the errors of a few numbers, as in the gradient of the sinks, are mostly chance.
     """
-    options = {"mask": MaskSpec(causal=True), "relative_bias": RelativeBias(8, length // 2), "soft_cap": 5.0}
     exact, theirs = (runner(options, "reference", dtype) for dtype in (np.float32, jnp.bfloat16))
     ours = runner(options, backend, jnp.bfloat16)
     squares = collections.defaultdict(lambda: np.zeros(2))
-    for seed in range(draws):
+    shapes = {"q": (2, lengths[0], heads[0], 64), "sinks": heads[:1]}
+    shapes |= dict.fromkeys("kv", (2, lengths[1], heads[1], 64))
+    if "relative_bias" in options:
+        shapes["table"] = (heads[0], 8)
+    for seed in range(3):
         rng = np.random.default_rng(seed)
-        shapes = {name: (1, length, heads, head_dim) for name, heads in (("q", 8), ("k", 4), ("v", 4))}
-        shapes |= {"table": (8, 8), "sinks": (8,)}
         trained = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         right, *others = (run(trained) for run in (exact, ours, theirs))
         for name, array in right.items():
