@@ -30,50 +30,70 @@ MASKS = [
 ]
 
 
-@st.composite
-def calls(draw, lengths, dims=((4, 4), (4, 6)), stretch=1):
-    """`lengths`: pairs of query and key length; `stretch`: factor on the distances in masks and biases."""
-    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
-    q_length, kv_length = draw(st.sampled_from(lengths))
-    kv_heads, group = draw(st.sampled_from([(1, 1), (2, 1), (1, 3), (2, 2)]))
-    head_dim, v_dim = draw(st.sampled_from(dims))
-    heads, batch = kv_heads * group, 2
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    trained = {
-        "q": normal(batch, q_length, heads, head_dim),
-        "k": normal(batch, kv_length, kv_heads, head_dim),
-        "v": normal(batch, kv_length, kv_heads, v_dim),
+def features(lengths, dims, stretch=1) -> dict[str, list]:
+    """What a call may be; `lengths` of queries and keys, `stretch`: factor on the distances in masks and biases."""
+    return {
+        "lengths": lengths,
+        "heads": [(1, 1), (2, 1), (1, 3), (2, 2)],  # of keys, and queries for each
+        "dims": dims,
+        "mask": [stretched(mask, stretch) for mask in MASKS],
+        "segments": ["none", "sorted", "mixed"],
+        "positions": ["none", "numbers", "arrays"],
+        "bidirectional": [None, False, True],
+        "max_distance": [9 * stretch],
+        "has_sinks": [False, True],
+        "alibi": [None, 1 / stretch],
+        "soft_cap": [None, 1.5],
     }
-    options = {"mask": stretched(draw(st.sampled_from(MASKS)), stretch)}
-    options["segment_ids"] = draw(
-        st.sampled_from(
-            [
-                None,
-                tuple(
-                    np.sort(rng.integers(0, 4, (batch, n)), axis=1)[:, ::-1].astype(np.int32)
-                    for n in (q_length, kv_length)
-                ),
-                tuple(rng.integers(0, 3, (batch, n)).astype(np.int32) for n in (q_length, kv_length)),
-            ]
-        )
-    )
-    kinds = ["none", "numbers", "arrays"]
-    has_relative_bias = draw(st.booleans())
-    kind = draw(st.sampled_from(kinds[:2] if has_relative_bias else kinds))
-    if kind == "numbers":
+
+
+@st.composite
+def calls(draw, **grid):
+    """Calls drawn at random from `features`."""
+    chosen = {name: draw(st.sampled_from(values)) for name, values in features(**grid).items()}
+    return make_call(draw(st.integers(0, 10_000)), **chosen)
+
+
+def covering(**grid) -> list[Call]:
+    """So few calls that each feature has each of its values in one of them."""
+    rng = np.random.default_rng(0)
+    table = features(**grid)
+    number = max(map(len, table.values()))
+    columns = {name: [values[i % len(values)] for i in rng.permutation(number)] for name, values in table.items()}
+    # Position arrays come first, and a relative bias, which they exclude, last.
+    columns["positions"].sort()
+    columns["bidirectional"].sort(key=lambda value: value is not None)
+    return [make_call(i, **{name: column[i] for name, column in columns.items()}) for i in range(number)]
+
+
+def make_call(
+    seed, lengths, heads, dims, mask, segments, positions, bidirectional, max_distance, has_sinks, alibi, soft_cap
+) -> Call:
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    per_token = lambda high: [rng.integers(0, high, (2, length)).astype(np.int32) for length in lengths]
+    num_heads = heads[0] * heads[1]
+    trained = {
+        "q": normal(2, lengths[0], num_heads, dims[0]),
+        "k": normal(2, lengths[1], heads[0], dims[0]),
+        "v": normal(2, lengths[1], heads[0], dims[1]),
+    }
+    options = {"mask": mask, "soft_cap": soft_cap}
+    if segments == "sorted":
+        options["segment_ids"] = tuple(np.sort(ids, axis=1)[:, ::-1] for ids in per_token(4))
+    if segments == "mixed":
+        options["segment_ids"] = tuple(per_token(3))
+    if positions == "arrays" and bidirectional is None:
+        options["positions"] = tuple(per_token(max_distance))
+    elif positions != "none":
         options["positions"] = (jnp.int32(rng.integers(9)), int(rng.integers(9)))
-    if kind == "arrays":
-        options["positions"] = tuple(
-            rng.integers(0, 9 * stretch, (batch, n)).astype(np.int32) for n in (q_length, kv_length)
-        )
-    if has_relative_bias:
-        options["relative_bias"] = RelativeBias(8, 9 * stretch, bidirectional=draw(st.booleans()))
-        trained["table"] = normal(heads, 8)
-    if draw(st.booleans()):
-        trained["sinks"] = normal(heads)
-    if draw(st.booleans()):
-        options["alibi_slopes"] = np.abs(normal(heads)) / stretch
-    options["soft_cap"] = draw(st.sampled_from([None, 1.5]))
+    if bidirectional is not None:
+        options["relative_bias"] = RelativeBias(8, max_distance, bidirectional=bidirectional)
+        trained["table"] = normal(num_heads, 8)
+    if has_sinks:
+        trained["sinks"] = normal(num_heads)
+    if alibi is not None:
+        options["alibi_slopes"] = np.abs(normal(num_heads)) * np.float32(alibi)
     return Call(trained, options)
 
 
@@ -121,20 +141,23 @@ EVERYTHING = {"mask": MaskSpec(causal=True), "relative_bias": RelativeBias(8, 32
 
 
 def check_bfloat16(
-    backend: str, lengths: tuple[int, int], heads: tuple[int, int] = (4, 2), options: dict[str, Any] = EVERYTHING
+    backend: str,
+    lengths: tuple[int, int],
+    heads: tuple[int, int] = (4, 2),
+    options: dict[str, Any] = EVERYTHING,
+    draws: int = 3,
 ):
-    """Errors of bfloat16 are no more than 1.5 times those of the reference, by the norm of each array over three draws.
+    """Errors of bfloat16 are no more than 1.5 times those of the reference, by the norm of each array over all draws.
 
-    Several draws, because the errors of a few numbers, as in the gradient of the sinks, are mostly chance.
+    The errors of a few numbers, as of the gradient of sinks, are mostly chance: one draw will not do for those.
     """
     exact, theirs = (runner(options, "reference", dtype) for dtype in (np.float32, jnp.bfloat16))
     ours = runner(options, backend, jnp.bfloat16)
     squares = collections.defaultdict(lambda: np.zeros(2))
-    shapes = {"q": (2, lengths[0], heads[0], 64), "sinks": heads[:1]}
-    shapes |= dict.fromkeys("kv", (2, lengths[1], heads[1], 64))
+    shapes = {"q": (2, lengths[0], heads[0], 64)} | dict.fromkeys("kv", (2, lengths[1], heads[1], 64))
     if "relative_bias" in options:
-        shapes["table"] = (heads[0], 8)
-    for seed in range(3):
+        shapes |= {"table": (heads[0], 8), "sinks": heads[:1]}
+    for seed in range(draws):
         rng = np.random.default_rng(seed)
         trained = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         right, *others = (run(trained) for run in (exact, ours, theirs))

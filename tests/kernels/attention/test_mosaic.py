@@ -37,7 +37,7 @@ def arrays(q_length, kv_length):
 )
 def test_as_exact_as_the_reference_with_all_gradients(lengths, options, narrow_heads, capfd):
     with interpreted("gpu"):
-        agreement.check_bfloat16("mosaic_gpu", lengths, (2, 1), options)
+        agreement.check_bfloat16("mosaic_gpu", lengths, (2, 1), options, draws=1)
     assert "RACE DETECTED" not in capfd.readouterr().out  # newer interpreters raise
 
 

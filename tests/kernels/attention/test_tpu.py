@@ -33,9 +33,23 @@ def small_blocks():
         yield
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
-@given(agreement.calls(lengths=[(300, 520), (128, 128), (130, 70)], dims=((64, 64), (80, 80), (48, 32)), stretch=20))
+GRID = {
+    "lengths": [(300, 520), (128, 128), (130, 70)],
+    "dims": [(64, 64), (128, 128), (256, 256), (192, 128), (80, 80), (48, 32)],
+    "stretch": 20,
+}
+
+
+@pytest.mark.parametrize("call", agreement.covering(**GRID))
 def test_equals_reference_with_all_gradients(call):
+    with interpreted("tpu"):
+        agreement.check_agreement(call, "tpu")
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(agreement.calls(**GRID))
+def test_equals_reference_in_many_calls(call):
     with interpreted("tpu"):
         agreement.check_agreement(call, "tpu")
 

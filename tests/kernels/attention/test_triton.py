@@ -26,9 +26,23 @@ def small_blocks():
         yield
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
-@given(agreement.calls(lengths=[(70, 100), (64, 64), (50, 20)], dims=((16, 16), (48, 32)), stretch=4))
+GRID = {
+    "lengths": [(70, 100), (64, 64), (50, 20)],
+    "dims": [(64, 64), (128, 128), (256, 256), (192, 128), (48, 32), (16, 16)],
+    "stretch": 4,
+}
+
+
+@pytest.mark.parametrize("call", agreement.covering(**GRID))
 def test_equals_reference_with_all_gradients(call):
+    with interpreted("gpu"):
+        agreement.check_agreement(call, "triton")
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(agreement.calls(**GRID))
+def test_equals_reference_in_many_calls(call):
     with interpreted("gpu"):
         agreement.check_agreement(call, "triton")
 
@@ -78,14 +92,14 @@ def test_nothing_leaks(options):
         agreement.check_leaks("triton", options, length=100, head_dim=16)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(agreement.calls(lengths=[(70, 100), (64, 64)], stretch=3))
+@settings(max_examples=8)
+@given(agreement.calls(lengths=[(70, 100), (64, 64)], dims=[(4, 4)], stretch=3))
 def test_every_tile_with_work_is_visited_once(call):
     """And those that are plain need no mask, and have one bias."""
     blocks, spec = SMALL.dq, call.options.get("relative_bias")
     lengths = [call.trained[name].shape[1] for name in ("q", "k")]
     positions = tuple(consecutive(5, length) for length in lengths)
-    tokens = padded_tokens(Tokens(positions, call.options["segment_ids"]), blocks.q, blocks.kv)
+    tokens = padded_tokens(Tokens(positions, call.options.get("segment_ids")), blocks.q, blocks.kv)
     plan = Plan(call.options["mask"], 1.0, None, spec, None, False, SMALL, True)
     tables = make_visits(plan, tokens, blocks)
     pairs = np.asarray(allowed(plan.mask, tuple(map(jnp.asarray, tokens.positions)), tokens.segment_ids))
