@@ -20,7 +20,7 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
 from t5x_like.kernels.attention.block_sizes import TUNINGS
 from t5x_like.kernels.attention.door import BACKENDS
-from t5x_like.kernels.attention.gpu_block_sizes import FLOAT32, GPU_TUNINGS, MOSAIC
+from t5x_like.kernels.attention.gpu_block_sizes import FLOAT32, GPU_TUNINGS, MOSAIC, GpuBlocks
 from t5x_like.kernels.attention.target import compiling_for
 from t5x_like.kernels.grouped_matmul import door as grouped
 from t5x_like.kernels.grouped_matmul import tile_sizes
@@ -112,13 +112,14 @@ def block_sizes_table() -> str:
 
 def gpu_block_sizes_table() -> str:
     text = lambda blocks: f"{blocks.q} / {blocks.kv}, {blocks.warps}, {blocks.stages}"
+    texts = lambda t: (text(t), "", "") if isinstance(t, GpuBlocks) else map(text, (t.forward, t.dq, t.dkv))
     rows = [
-        ["`triton`", chip, f"up to {dim}", *map(text, (tuning.forward, tuning.dq, tuning.dkv))]
+        ["`triton`", chip, f"up to {dim}", *texts(tuning)]
         for chip, by_dim in GPU_TUNINGS.items()
         for dim, tuning in by_dim.items()
     ]
-    rows.append(["`triton`", "any", "float32", *map(text, (FLOAT32.forward, FLOAT32.dq, FLOAT32.dkv))])
-    rows += [["`mosaic_gpu`", "h100, h200", f"up to {dim}", text(blocks), "", ""] for dim, blocks in MOSAIC.items()]
+    rows.append(["`triton`", "any", "float32", *texts(FLOAT32)])
+    rows += [["`mosaic_gpu`", "h100, h200", f"up to {dim}", *texts(tuning)] for dim, tuning in MOSAIC.items()]
     return table(["backend", "chip", "head_dim", "forward", "backward, queries", "backward, keys"], rows)
 
 

@@ -20,6 +20,7 @@ from absl import app, flags
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
+from t5x_like.kernels.attention.biases import relative_bias
 
 LENGTHS = flags.DEFINE_list("lengths", ["1024", "2048", "4096", "8192", "16384"], "Tokens of a row.")
 HEAD_DIMS = flags.DEFINE_list("head_dims", ["64", "128", "256"], "Sizes of a head.")
@@ -110,29 +111,36 @@ def print_plain(peak: float):
                 print_row([length, head_dim, mask, *(cell(way, arrays, work, peak) for way in ways.values())])
 
 
-def print_biased(peak: float):
-    """The encoder layers of T5-base: 12 heads of 64, with the relative bias and the gradient of its table."""
+def biased_ways() -> dict[str, Callable]:
+    """Ways to compute attention with T5's relative bias, as functions of q, k, v and the bias' table."""
 
-    def biased(q, k, v, table, backend):
+    def ours(q, k, v, table, backend):
         return attention(q, k, v, relative_bias=(RelativeBias(), table), scale=1.0, backend=backend)
 
-    names = ("triton", "triton without the bias", "reference")
+    def xla(q, k, v, table):
+        relative = jnp.arange(k.shape[1])[None] - jnp.arange(q.shape[1])[:, None]
+        bias = relative_bias(RelativeBias(), table, relative)[None].astype(q.dtype)
+        return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=1.0, implementation="xla")
+
+    return {
+        "triton": functools.partial(ours, backend="triton"),
+        "triton without the bias": lambda q, k, v, table: attention(q, k, v, scale=1.0, backend="triton"),
+        "reference": functools.partial(ours, backend="reference"),
+        "XLA, with the bias as an array": xla,
+    }
+
+
+def print_biased(peak: float):
+    """The encoder layers of T5-base: 12 heads of 64, with the relative bias and the gradient of its table."""
     print()
-    print_row(["length, T5's bias", *names])
-    print_row(["---"] * (1 + len(names)))
+    print_row(["length, T5's bias", *biased_ways()])
+    print_row(["---"] * (1 + len(biased_ways())))
     for length in (512, 1024, 4096):
         batch, heads, head_dim = max(1, TOKENS.value // length), 12, 64
         arrays = qkv(batch, length, heads, head_dim)
         table = jax.random.normal(jax.random.key(1), (heads, 32), jnp.float32)
         work = 4 * batch * heads * length**2 * head_dim
-        print_row(
-            [
-                length,
-                cell(functools.partial(biased, backend="triton"), (*arrays, table), work, peak),
-                cell(functools.partial(attention, backend="triton"), arrays, work, peak),
-                cell(functools.partial(biased, backend="reference"), (*arrays, table), work, peak),
-            ]
-        )
+        print_row([length, *(cell(way, (*arrays, table), work, peak) for way in biased_ways().values())])
 
 
 def main(argv):

@@ -17,7 +17,7 @@ from t5x_like.models.parameters import Initializers, Linear, Module, parameter
 from t5x_like.models.positions import RotaryConfig, rotate
 from t5x_like.sharding.attention import attention
 
-Backend = Literal["auto", "reference", "chunked", "tpu"]
+Backend = Literal["auto", "tpu", "mosaic_gpu", "triton", "cudnn", "reference", "chunked"]
 
 
 @configurable

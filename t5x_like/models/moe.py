@@ -50,10 +50,12 @@ class DroplessConfig:
         `ragged_all_to_all`: each copy of a token travels to its expert's device and back; for TPUs.
       buffer_factor: rows for a device's experts, as a multiple of their average number where the mesh splits the
         experts; None: as many as there could be. With a factor, assignments that find no row are dropped and counted.
+      backend: the kernel of the grouped products; `auto`: the first that can do it (see docs/kernels.md).
     """
 
     exchange: Literal["ring", "ragged_all_to_all"] = "ring"
     buffer_factor: float | None = None
+    backend: Literal["auto", "tpu", "triton", "reference", "chunked"] = "auto"
 
     def __post_init__(self):
         if self.buffer_factor is not None and self.buffer_factor < 1:
@@ -150,10 +152,10 @@ class MoEConfig:
 
     def _check_combinations(self):
         router = type(self.router).__name__
-        if isinstance(self.router, ExpertChoiceRouterConfig) and isinstance(self.dispatch, CapacityConfig):
+        if isinstance(self.router, ExpertChoiceRouterConfig) and self.dispatch != DroplessConfig():
             raise UserError(
-                "MoEConfig.dispatch is CapacityConfig with ExpertChoiceRouterConfig: experts that choose take equally "
-                "many tokens anyway; use DroplessConfig, and experts_per_token for how many."
+                f"MoEConfig.dispatch is {self.dispatch} with ExpertChoiceRouterConfig: experts that choose take "
+                "equally many tokens anyway; leave dispatch out, and set experts_per_token for how many."
             )
         if self.bias_update_rate and not getattr(self.router, "balance_bias", False):
             raise UserError(
@@ -326,6 +328,7 @@ def mix(
         y = by_equal_rows(x, rows, factors, compute, num_experts, shares)
     else:
         exchange = by_ring if config.dispatch.exchange == "ring" else by_ragged_all_to_all
+        compute = partial(compute, backend=config.dispatch.backend)
         y, dropped = exchange(x, experts, factors, compute, num_experts, shares, config.dispatch.buffer_factor)
     assigned = jnp.sum(experts[..., None] == jnp.arange(num_experts), axis=(0, 1))
     return y, sums_over_tokens(config.router, logits, is_token, assigned, dropped)
@@ -343,14 +346,18 @@ def _choose_tokens(config, x, logits, is_token, compute, shares, group):
 
 
 def run_experts(
-    activation: str, weights: Weights, x: Float[Array, "*rows embed"], sizes: Int[Array, "experts"] | None
+    activation: str,
+    weights: Weights,
+    x: Float[Array, "*rows embed"],
+    sizes: Int[Array, "experts"] | None,
+    backend: str = "auto",
 ) -> Float[Array, "*rows embed"]:
     """All experts on their rows: [rows, embed] sorted by expert, or [experts, rows, embed] where `sizes` is None."""
     if sizes is None:
         multiply = lambda x, kernel: jnp.einsum("esd,edf->esf", x, kernel)
         pick = lambda bias: bias[:, None]
     else:
-        multiply = lambda x, kernel: grouped_matmul(x, kernel, sizes)
+        multiply = lambda x, kernel: grouped_matmul(x, kernel, sizes, backend=backend)
         # A product with a one-hot matrix, since the gradient of a gather would be a scatter-add.
         expert = jnp.sum(jnp.arange(len(x))[:, None] >= jnp.cumsum(sizes), axis=1)
         one_hot = jax.nn.one_hot(expert, len(sizes), dtype=x.dtype)

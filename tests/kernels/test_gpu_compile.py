@@ -17,16 +17,19 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("chip", ["a100", "h100", "gpu"])
-def test_compiles(chip):
+@pytest.mark.parametrize(
+    ("backend", "chip", "num_cases"),
+    [("triton", "a100", 12), ("triton", "h100", 12), ("triton", "gpu", 12), ("mosaic_gpu", "h100", 4)],
+)
+def test_compiles(backend, chip, num_cases):
     """In a process of its own, which knows of no platform but the CPU."""
     script = "tests.kernels.compile_for_gpu"
-    command = [sys.executable, "-m", script, "triton", chip]
+    command = [sys.executable, "-m", script, backend, chip]
     root = Path(__file__).parents[2]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert result.returncode == 0, result.stderr[-3000:]
     cases = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(cases) >= 12
+    assert len(cases) == num_cases
     for case in cases:
         # Output, its gradient, log-sum-exp and the band of the relative bias: a few times the arguments, at any length.
         assert case["temporaries"] <= 6 * case["arguments"] + 2**24, case

@@ -37,7 +37,7 @@ class Tuning:
 
     Attributes:
       forward: block sizes of the forward pass.
-      forward_long: the same for lengths from LONG on.
+      forward_long: the same where queries see LONG keys or more.
       backward: of the backward pass.
       vmem_mib: vector memory of a core.
     """
@@ -46,6 +46,10 @@ class Tuning:
     forward_long: BlockSizes
     backward: BlockSizes
     vmem_mib: int
+
+    def forward_for(self, num_keys: int) -> BlockSizes:
+        """Those of the forward pass for queries that see so many keys: large blocks would stick out of a window."""
+        return self.forward_long if num_keys >= LONG else self.forward
 
     @property
     def vmem_limit_bytes(self) -> int:

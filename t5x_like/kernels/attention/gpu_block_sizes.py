@@ -72,12 +72,16 @@ on A100, 99 KiB on GPUs for workstations). An entry may be replaced before traci
 FLOAT32 = _both(GpuBlocks(32, 32, 4, 1), GpuBlocks(32, 16, 4, 1))
 """For float32, on every chip and for every head_dim: no matrix unit helps, and large blocks take minutes to compile."""
 
-MOSAIC: dict[int, GpuBlocks] = {
-    64: GpuBlocks(128, 128, 12, 3),
-    128: GpuBlocks(128, 128, 12, 2),
+MOSAIC: dict[int, GpuTuning | GpuBlocks] = {
+    64: GpuTuning(GpuBlocks(128, 128, 12, 3), GpuBlocks(128, 128, 12, 3), GpuBlocks(64, 128, 12, 3)),
+    128: GpuTuning(GpuBlocks(128, 128, 12, 2), GpuBlocks(128, 64, 12, 2), GpuBlocks(64, 128, 12, 2)),
     256: GpuBlocks(128, 64, 12, 2),
 }
-"""Of the forward pass by Mosaic GPU, by the largest head_dim: recorded tunings of another kernel."""
+"""Of the Mosaic GPU kernels, by the largest head_dim; at 256 of the forward pass alone.
+
+Those of the forward pass are recorded tunings of another kernel. In the backward pass a warpgroup keeps the gradients
+of 64 keys and of their values in registers, which at head_dim 256 would be all that it has.
+"""
 
 
 def gpu_tuning(chip: str, head_dim: int, dtype: jnp.dtype) -> GpuTuning:
@@ -87,7 +91,7 @@ def gpu_tuning(chip: str, head_dim: int, dtype: jnp.dtype) -> GpuTuning:
     return rows[min(limit for limit in rows if head_dim <= limit)]
 
 
-def mosaic_blocks(head_dim: int) -> GpuBlocks:
+def mosaic_tuning(head_dim: int) -> GpuTuning | GpuBlocks:
     return MOSAIC[min(limit for limit in MOSAIC if head_dim <= limit)]
 
 

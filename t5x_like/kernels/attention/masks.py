@@ -36,6 +36,12 @@ class MaskSpec:
         if self.prefix is not None and not self.causal:
             raise UserError(f"MaskSpec.prefix is {self.prefix} without causal: nothing is hidden. Set causal too.")
 
+    def span(self, length: int) -> int:
+        """About how many of `length` keys a query sees at most, apart from a prefix."""
+        before, after = self.window
+        sides = (length if before is None else before, 0 if self.causal else length if after is None else after)
+        return min(length, sum(sides) + 1, length if self.chunk is None else self.chunk)
+
 
 def position_rules(
     mask: MaskSpec, q_positions: Int[Array, "..."], kv_positions: Int[Array, "..."]

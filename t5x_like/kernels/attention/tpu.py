@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention import tpu_backward, tpu_forward
-from t5x_like.kernels.attention.block_sizes import LONG, BlockSizes, tuning
+from t5x_like.kernels.attention.block_sizes import BlockSizes, tuning
 from t5x_like.kernels.attention.blocks import (
     Ranges,
     Tokens,
@@ -90,8 +90,7 @@ def _rows(tokens: Tokens, side: int) -> Int[Array, "#batch 8 length"]:
 def _forward(plan: Plan, trained: tuple, fixed: _Fixed):
     q, k, v, table = trained
     q_length, kv_length = q.shape[2], k.shape[2]
-    is_long = max(q_length, kv_length) >= LONG
-    sizes = (plan.tuning.forward_long if is_long else plan.tuning.forward).fit(q_length, kv_length)
+    sizes = plan.tuning.forward_for(plan.mask.span(max(q_length, kv_length))).fit(q_length, kv_length)
     strip = None if table is None else make_strip(plan, sizes, table)
     layout = _layout(plan, sizes, fixed, (q_length, kv_length), strip)
     inputs = tpu_forward.Inputs(pad(q, 2, sizes.q), pad(k, 2, sizes.kv), pad(v, 2, sizes.kv), layout.context)

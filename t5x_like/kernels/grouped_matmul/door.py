@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import block_sizes
-from t5x_like.kernels.attention.target import target_chip, target_platform
+from t5x_like.kernels.attention.target import interpreted, target_chip, target_platform
 from t5x_like.kernels.choice import Backend, choose
 from t5x_like.kernels.grouped_matmul.products import differentiable
 from t5x_like.kernels.grouped_matmul.tile_sizes import gpu_tuning, tpu_tuning
@@ -31,9 +31,9 @@ def _tpu(call: Call) -> Array:
 
 
 def _triton(call: Call) -> Array:
-    from t5x_like.kernels.grouped_matmul.triton import PRODUCTS
+    from t5x_like.kernels.grouped_matmul.triton import PRODUCTS, Plan
 
-    return differentiable(PRODUCTS, gpu_tuning(target_chip()), *call)
+    return differentiable(PRODUCTS, Plan(gpu_tuning(target_chip()), interpreted()), *call)
 
 
 def _reference(call: Call) -> Array:

@@ -1,6 +1,7 @@
 """Grouped products on GPU, in Pallas' Triton: tiles begin where their group begins, so that no two share a row."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +18,27 @@ from t5x_like.kernels.grouped_matmul.tile_sizes import TileSizes, Tuning, gpu_ti
 from t5x_like.kernels.varying import shape_varying_like
 
 
-def _forward(tuning: Tuning, lhs: Float[Array, "m k"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"]):
-    return _multiply(tuning, "forward", lhs, rhs, group_sizes, contract=0)
+class Plan(NamedTuple):
+    """The static part of a call; `interpreted`: see `attention.target.compiling_for`."""
+
+    tuning: Tuning
+    interpreted: bool
 
 
-def _dlhs(tuning: Tuning, dout: Float[Array, "m n"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"]):
-    return _multiply(tuning, "dlhs", dout, rhs, group_sizes, contract=1)
+def _forward(plan: Plan, lhs: Float[Array, "m k"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"]):
+    return _multiply(plan, "forward", lhs, rhs, group_sizes, contract=0)
 
 
-def _multiply(tuning: Tuning, product: str, rows: Array, rhs: Array, group_sizes: Array, contract: int):
+def _dlhs(plan: Plan, dout: Float[Array, "m n"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"]):
+    return _multiply(plan, "dlhs", dout, rhs, group_sizes, contract=1)
+
+
+def _multiply(plan: Plan, product: str, rows: Array, rhs: Array, group_sizes: Array, contract: int):
     """Rows times the matrices of their groups, over dim `contract` of a matrix.
 
     The grid is tiles of the other dim, then tiles of rows: neighbours share rows, and a matrix at a time is in cache.
     """
-    sizes = gpu_tiles(getattr(tuning, product), len(rows), rhs)
+    sizes = gpu_tiles(getattr(plan.tuning, product), len(rows), rhs)
     matrix_tile = (sizes.k, sizes.n)
     dim_out = rhs.shape[2 - contract]
     rows = pad(rows, 1, matrix_tile[contract])
@@ -41,6 +49,7 @@ def _multiply(tuning: Tuning, product: str, rows: Array, rhs: Array, group_sizes
         functools.partial(_multiply_kernel, sizes, contract),
         grid=(steps_out, len(tiles.group)),
         out_shape=shape_varying_like((len(rows), rhs.shape[2 - contract]), rows.dtype, (rows, rhs)),
+        interpret=plan.interpreted,
         compiler_params=_compiler_params(),
         cost_estimate=_cost(2 * len(rows) * rhs.shape[1] * rhs.shape[2], rows, rhs),
         name=f"grouped_matmul_{product}",
@@ -69,17 +78,18 @@ def _multiply_kernel(sizes: TileSizes, contract: int, group_ref, first_ref, end_
     plt.store(out_ref.at[row, columns[None]], total.astype(out_ref.dtype), mask=row < end)
 
 
-def _drhs(tuning: Tuning, lhs: Float[Array, "m k"], dout: Float[Array, "m n"], group_sizes: Int[Array, "g"]):
+def _drhs(plan: Plan, lhs: Float[Array, "m k"], dout: Float[Array, "m n"], group_sizes: Int[Array, "g"]):
     """The grid is tiles of n, tiles of k, groups; a group's rows are summed in order, by one program."""
     num_groups, num_rows = len(group_sizes), len(lhs)
     result = jax.ShapeDtypeStruct((num_groups, lhs.shape[1], dout.shape[1]), lhs.dtype)
-    sizes = gpu_tiles(tuning.drhs, num_rows, result)
+    sizes = gpu_tiles(plan.tuning.drhs, num_rows, result)
     lhs, dout = pad(lhs, 1, sizes.k), pad(dout, 1, sizes.n)
     bounds = jnp.append(jnp.int32(0), jnp.minimum(jnp.cumsum(group_sizes.astype(jnp.int32)), num_rows))
     run = pl.pallas_call(
         functools.partial(_drhs_kernel, sizes),
         grid=(dout.shape[1] // sizes.n, lhs.shape[1] // sizes.k, num_groups),
         out_shape=shape_varying_like((num_groups, lhs.shape[1], dout.shape[1]), lhs.dtype, (lhs, dout)),
+        interpret=plan.interpreted,
         compiler_params=_compiler_params(),
         cost_estimate=_cost(2 * num_rows * lhs.shape[1] * dout.shape[1], lhs, dout),
         name="grouped_matmul_drhs",

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5x_like.kernels.attention.block_sizes import TUNINGS
 from t5x_like.kernels.attention.blocks import Tokens, block_ranges, consecutive, merge_batch, padded_tokens
 from t5x_like.kernels.attention.masks import MaskSpec, allowed
 from tests.kernels.attention.agreement import MASKS
@@ -46,28 +48,37 @@ def test_ranges_hold_all_work_and_full_blocks_need_no_mask(tokens, mask):
             assert table[b, i, 1] <= merged[i, 1]
 
 
-def steps(mask, length, block, segment_ids=None):
+def steps(mask, length, q_block, kv_block, segment_ids=None):
+    """Grid steps with work, and the width of the grid."""
     positions = (consecutive(0, length),) * 2
-    ranges = block_ranges(mask, Tokens(positions, segment_ids), block, block)
+    ranges = block_ranges(mask, Tokens(positions, segment_ids), q_block, kv_block)
     return int((ranges.table[..., 1] - ranges.table[..., 0]).sum()), ranges.width
 
 
-def test_a_window_leaves_an_eighth_of_the_work():
-    causal, _ = steps(MaskSpec(causal=True), 32768, 1024)
-    windowed, width = steps(MaskSpec(causal=True, window=(1024, None)), 32768, 1024)
-    assert causal == 32 * 33 // 2
-    assert windowed * 8 <= causal
-    assert width == 2  # the grid itself is no wider
+def scores(mask, length, sizes):
+    """Logits that the TPU kernels compute, those of their blocks that the mask hides included."""
+    return steps(mask, length, sizes.q, sizes.kv)[0] * sizes.q * sizes.kv
+
+
+@pytest.mark.parametrize("chip", TUNINGS)
+def test_a_window_leaves_an_eighth_of_the_work(chip):
+    """Of 1,024 tokens, at 32,768: in the blocks of the table, of each pass."""
+    causal, window = MaskSpec(causal=True), MaskSpec(causal=True, window=(1024, None))
+    tuning, length = TUNINGS[chip], 2**15
+    for sizes in (lambda mask: tuning.forward_for(mask.span(length)), lambda mask: tuning.backward):
+        assert scores(window, length, sizes(window)) * 8 <= scores(causal, length, sizes(causal))
+    assert steps(causal, length, 1024, 1024) == (32 * 33 // 2, 32)
+    assert steps(window, length, 1024, 1024) == (32 * 2 - 1, 2)  # the grid itself is no wider
 
 
 def test_packed_rows_skip_the_blocks_of_other_documents():
     segments = np.repeat(np.arange(1, 9, dtype=np.int32), 512)[None]
-    whole, _ = steps(MaskSpec(), 4096, 256)
-    packed, _ = steps(MaskSpec(), 4096, 256, (segments, segments))
+    whole, _ = steps(MaskSpec(), 4096, 256, 256)
+    packed, _ = steps(MaskSpec(), 4096, 256, 256, (segments, segments))
     assert whole == 16 * 16
     assert packed == 16 * 2
     padded = np.where(np.arange(4096) < 512, 1, 0)[None].astype(np.int32)
-    assert steps(MaskSpec(), 4096, 256, (padded, padded))[0] == 4
+    assert steps(MaskSpec(), 4096, 256, 256, (padded, padded))[0] == 4
 
 
 def test_full_blocks_of_a_causal_window_are_known():

@@ -18,14 +18,23 @@ def small_chunks():
         yield
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(agreement.calls(lengths=[(11, 11), (8, 8), (3, 14), (13, 5), (1, 9)]))
+GRID = {"lengths": [(11, 11), (8, 8), (3, 14), (13, 5), (1, 9)], "dims": [(4, 4), (4, 6)]}
+
+
+@pytest.mark.parametrize("call", agreement.covering(**GRID))
 def test_equals_reference_with_all_gradients(call):
     agreement.check_agreement(call, "chunked")
 
 
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(agreement.calls(**GRID))
+def test_equals_reference_in_many_calls(call):
+    agreement.check_agreement(call, "chunked")
+
+
 def test_bfloat16_is_as_exact_as_the_reference():
-    agreement.check_bfloat16("chunked", length=32, head_dim=16)
+    agreement.check_bfloat16("chunked", lengths=(32, 32))
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-from jax.experimental.pallas import tpu as pltpu
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, block_sizes
 from t5x_like.kernels.attention.block_sizes import BlockSizes, Tuning
 from t5x_like.kernels.attention.target import compiling_for
 from tests.kernels.attention import agreement, lowering
+from tests.kernels.platforms import interpreted
 
 SMALL = Tuning(
     forward=BlockSizes(128, 256, 128),
@@ -33,16 +33,24 @@ def small_blocks():
         yield
 
 
-def interpreting(**options):
-    """Steps along parallel grid dims come in random order."""
-    parameters = pltpu.InterpretParams(uninitialized_memory="nan", random_seed=0, **options)
-    return pltpu.force_tpu_interpret_mode(parameters)
+GRID = {
+    "lengths": [(300, 520), (128, 128), (130, 70)],
+    "dims": [(64, 64), (128, 128), (256, 256), (192, 128), (80, 80), (48, 32)],
+    "stretch": 20,
+}
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
-@given(agreement.calls(lengths=[(300, 520), (128, 128), (130, 70)], dims=((64, 64), (80, 80), (48, 32)), stretch=20))
+@pytest.mark.parametrize("call", agreement.covering(**GRID))
 def test_equals_reference_with_all_gradients(call):
-    with compiling_for("v5e"), interpreting():
+    with interpreted("tpu"):
+        agreement.check_agreement(call, "tpu")
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(agreement.calls(**GRID))
+def test_equals_reference_in_many_calls(call):
+    with interpreted("tpu"):
         agreement.check_agreement(call, "tpu")
 
 
@@ -67,19 +75,19 @@ def test_keys_in_parts(monkeypatch):
     """With little vector memory, the gradients of the keys come in parts."""
     monkeypatch.setitem(block_sizes.TUNINGS, "v5e", dataclasses.replace(SMALL, vmem_mib=1))
     assert block_sizes.TUNINGS["v5e"].resident_keys(8 * 128) < 512
-    with compiling_for("v5e"), interpreting():
+    with interpreted("tpu"):
         agreement.check_agreement(everything(), "tpu")
 
 
 def test_two_cores_do_not_race():
-    with compiling_for("v5e"), interpreting(detect_races=True, num_cores_or_threads=2):
+    with interpreted("tpu", detect_races=True, num_cores_or_threads=2):
         agreement.check_agreement(everything(), "tpu")
     assert not interpret_pallas_call.races.races_found
 
 
 def test_bfloat16_is_as_exact_as_the_reference():
-    with compiling_for("v5e"), interpreting():
-        agreement.check_bfloat16("tpu", length=256, head_dim=64)
+    with interpreted("tpu"):
+        agreement.check_bfloat16("tpu", lengths=(256, 256))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,7 @@ def test_bfloat16_is_as_exact_as_the_reference():
     ids=["causal", "segments"],
 )
 def test_nothing_leaks(options):
-    with compiling_for("v5e"), interpreting():
+    with interpreted("tpu"):
         agreement.check_leaks("tpu", options, length=200, head_dim=64)
 
 
@@ -100,7 +108,7 @@ def test_padding_is_not_computed_gives_zeros_and_passes_no_gradient():
     poisoned = {name: call.trained[name].copy() for name in ("k", "v")}
     for array in poisoned.values():
         array[:, 256:] = np.nan
-    with compiling_for("v5e"), interpreting():
+    with interpreted("tpu"):
         clean = agreement.run(call, "tpu")
         dirty = agreement.run(call._replace(trained={**call.trained, **poisoned}), "tpu")
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
