@@ -71,6 +71,7 @@ def plan(request: Request, dump: Path) -> Plan:
         model_flops=job.flops_per_token * job.tokens_per_step,
         hardware_flops=hardware_flops,
         timing=None if needed else _timing(module, topology, mesh, hardware_flops if request.quick else None),
+        cycles=module.cycles() if topology.chip.dims and compiled is not None else None,
         compile_seconds=seconds,
         versions=_versions(topology),
     )

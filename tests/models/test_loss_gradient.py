@@ -89,15 +89,15 @@ def test_routers_are_trained_as_by_gpipe():
         np.testing.assert_allclose(one, other, atol=1e-5 * max(np.abs(other).max(), 0.1), rtol=0)
 
 
+def temporaries(schedule, count):
+    """Bytes on one of four devices, each with one layer, for so many microbatches of one row of 512 tokens."""
+    model = with_stack(toy.model(), num_layers=4, remat="full")
+    batch = {key: jnp.zeros((count, 512), value.dtype) for key, value in toy.batch(0).items()}
+    program, _ = compiled(piped(model, schedule, count), batch, MESH, jax.devices()[:4])
+    return program.memory_analysis().temp_size_in_bytes
+
+
 def test_memory_does_not_grow_with_the_number_of_microbatches():
-    """Temporaries of one device, with microbatches of one row of 512 tokens."""
-
-    def temporaries(schedule, count):
-        model = with_stack(toy.model(), num_layers=4, remat="full")
-        batch = {key: jnp.zeros((count, 512), value.dtype) for key, value in toy.batch(0).items()}
-        program, _ = compiled(piped(model, schedule, count), batch, MESH, jax.devices()[:4])
-        return program.memory_analysis().temp_size_in_bytes
-
     vectors = 512 * 32 * 4
     gpipe, one, other = temporaries("gpipe", 16), temporaries("1f1b", 16), temporaries("1f1b", 32)
     assert other - one < vectors

@@ -45,7 +45,7 @@ def given():
     return 0.5 * normal(LAYERS, WIDTH, WIDTH), rest, {"x": normal(ROWS, 2, WIDTH), "y": normal(ROWS, 2, WIDTH)}
 
 
-@pytest.mark.parametrize(("stages", "count"), [(2, 3), (4, 6), (4, 2), (8, 12)])
+@pytest.mark.parametrize(("stages", "count"), [(2, 3), (4, 6), (4, 2)])
 def test_value_and_gradient_are_those_of_the_whole(stages, count):
     def whole(layers, rest, rows):
         cut = pieces()
@@ -76,7 +76,8 @@ def calls(run):
     """How often each piece really ran, on all stages together."""
     heard = collections.Counter()
     count = lambda name: jax.debug.callback(lambda: heard.update([name]))
-    with jax.set_mesh(build_mesh(MeshConfig(data=1, stage=4), jax.devices()[:4])):
+    # A mesh of stages alone: on others a callback is not called by every device.
+    with jax.set_mesh(jax.make_mesh((4,), ("stage",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])):
         jax.block_until_ready(jax.jit(lambda: run(count))())
         jax.effects_barrier()
     return heard

@@ -1,13 +1,17 @@
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from t5x_like.errors import UserError
+from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.heads import RewardHeadConfig
 from t5x_like.models.stack import PipelineConfig
+from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.setup import set_up
+from t5x_like.training.stages import check_stages
 from tests import toy
 
 MESH = MeshConfig(data=2, stage=2)
@@ -16,6 +20,12 @@ MESH = MeshConfig(data=2, stage=2)
 def decoder(model=None, **pipeline):
     model = model or toy.model()
     return dataclasses.replace(model, stack=dataclasses.replace(model.stack, pipeline=PipelineConfig(**pipeline)))
+
+
+def encoder_decoder():
+    stack = decoder(num_microbatches=4, schedule="1f1b").stack
+    block = dataclasses.replace(stack.block, cross_attention=AttentionConfig(num_heads=4))
+    return EncoderDecoderConfig(d_model=32, encoder=stack, decoder=dataclasses.replace(stack, block=block))
 
 
 def job(tmp_path, config, **run):
@@ -48,12 +58,24 @@ def test_a_run_says_how_long_its_stages_wait_and_what_they_send(pipeline, run, m
     [
         (decoder(num_microbatches=3), r"8 rows cannot be divided into PipelineConfig.num_microbatches \(3\)"),
         (decoder(repeats=2, num_microbatches=4), "cannot be cut into 4 pieces: it scans 2 cycles"),
-        (decoder(toy.model(head=RewardHeadConfig()), num_microbatches=4, schedule="1f1b"), "part the pairs of rows"),
     ],
 )
 def test_what_stages_cannot_run_is_refused(config, message, tmp_path):
     with pytest.raises(UserError, match=message):
         job(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (decoder(toy.model(head=RewardHeadConfig()), num_microbatches=4, schedule="1f1b"), "part the pairs of rows"),
+        (encoder_decoder(), "an encoder-decoder cannot run"),
+    ],
+)
+def test_1f1b_wants_the_loss_of_a_microbatch_last(model, message):
+    run = SimpleNamespace(model=model, data=SimpleNamespace(batch_size=8), run=SimpleNamespace(num_microbatches=1))
+    with pytest.raises(UserError, match=message):
+        check_stages(run, {"data": 1, "fsdp": 1, "stage": 2, "expert": 1, "sequence": 1, "tensor": 1})
 
 
 def test_repeats_belong_to_gpipe():
