@@ -1,8 +1,8 @@
 """Writes the tables of docs/meshes.md from what was measured.
 
-python scripts/document_meshes.py --layouts [NAME ...]   full-size models compiled for TPUs that are not there (libtpu);
-                                                         all of them or the named ones, which take minutes each
-python scripts/document_meshes.py --schedules            memory of the pipeline's schedules, compiled for virtual devices
+python scripts/document_meshes.py --layouts [NAME ...]   full-size models compiled for TPUs that are not there;
+                                                         all of them or the named ones; needs libtpu, and minutes
+python scripts/document_meshes.py --schedules            memory of the schedules of a pipeline
 python scripts/document_meshes.py --matrix FILE          models on meshes; FILE is what
     python -m pytest -m slow tests/sharding/test_parallelism.py --junitxml=FILE      has written
 """

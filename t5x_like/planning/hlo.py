@@ -96,7 +96,7 @@ class Module:
         return known if known is not None else ((outer or 1) + 1) / 2
 
     def branch(self, instruction: Instruction) -> str:
-        """The computation that a `call` or a `conditional` runs: of several the one with most cycles, or the longest."""
+        """The computation that a `call` or a `conditional` runs: of several the one of most cycles, or the longest."""
         branches = instruction.called("to_apply", "branch_computations", "true_computation", "false_computation")
         size = lambda name: (sum(i.cycles for i in self.computations[name].values()), len(self.computations[name]))
         return max(branches, key=size)
