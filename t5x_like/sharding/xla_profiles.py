@@ -8,8 +8,9 @@ import functools
 from typing import Literal
 
 import jax
+import numpy as np
 from absl import logging
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Options = dict[str, bool | int | str]
 XlaProfile = Literal["v5", "v5p_moe", "v6e", "v6e_moe", "v7x", "v7x_moe", "multislice", "offload", "ring", "gpu"]
@@ -131,8 +132,10 @@ def _known(profile: str, device: jax.Device) -> tuple[Options, list[str]]:
 
 
 def _compiles(options: Options, device: jax.Device) -> bool:
-    number = jax.ShapeDtypeStruct((), "float32", sharding=SingleDeviceSharding(device))
-    lowered = jax.jit(lambda x: x + 1).trace(number).lower(lowering_platforms=(device.platform,))
+    mesh = Mesh(np.array([device]), ("alone",))
+    with jax.set_mesh(mesh):  # instead of the mesh of the step
+        number = jax.ShapeDtypeStruct((), "float32", sharding=NamedSharding(mesh, PartitionSpec()))
+        lowered = jax.jit(lambda x: x + 1).trace(number).lower(lowering_platforms=(device.platform,))
     try:
         lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:
