@@ -51,11 +51,11 @@ def moe_block():
 
 
 MODELS = {
-    # Two layers before the cycles, three cycles of two in four stages, and one layer behind: all kinds of places.
+    # A layer before the cycles, three cycles of two layers in four stages, and a layer behind: all kinds of places.
     "places": lambda: with_stack(
         toy.model(dropout_rate=0.1),
-        num_layers=9,
-        first=(plain_block(),) * 2,
+        num_layers=8,
+        first=(plain_block(),),
         block=(plain_block(), BlockConfig(attention=plain_block().attention, feedforward=MLPConfig(d_ff=16))),
         remat="full",
     ),
@@ -90,15 +90,16 @@ def test_routers_are_trained_as_by_gpipe():
 
 
 def temporaries(schedule, count):
-    """Bytes on one of four devices, each with one layer, for so many microbatches of one row of 512 tokens."""
+    """Bytes on one of four devices, each with one layer, for so many microbatches of 8 rows of 64 tokens."""
     model = with_stack(toy.model(), num_layers=4, remat="full")
-    batch = {key: jnp.zeros((count, 512), value.dtype) for key, value in toy.batch(0).items()}
+    batch = {key: jnp.zeros((8 * count, 64), value.dtype) for key, value in toy.batch(0).items()}
     program, _ = compiled(piped(model, schedule, count), batch, MESH, jax.devices()[:4])
     return program.memory_analysis().temp_size_in_bytes
 
 
 def test_memory_does_not_grow_with_the_number_of_microbatches():
-    vectors = 512 * 32 * 4
+    vectors = 8 * 64 * 32 * 4  # of a microbatch
     gpipe, one, other = temporaries("gpipe", 16), temporaries("1f1b", 16), temporaries("1f1b", 32)
-    assert other - one < vectors
+    # Sixteen microbatches more: of them there are only tokens.
+    assert other - one < 2 * vectors
     assert gpipe - one > 16 * vectors
