@@ -3,8 +3,8 @@
 python scripts/document_meshes.py --layouts [NAME ...]   full-size models compiled for TPUs that are not there;
                                                          all of them or the named ones; needs libtpu, and minutes
 python scripts/document_meshes.py --schedules            memory of the schedules of a pipeline
-python scripts/document_meshes.py --matrix FILE          models on meshes; FILE is what
-    python -m pytest -m slow tests/sharding/test_parallelism.py --junitxml=FILE      has written
+python scripts/document_meshes.py --matrix FILE [...]    models on meshes; FILE is what
+    python -m pytest -m slow tests/sharding/test_parallelism.py --junitxml=FILE      has written, for all or some of them
 """
 
 import argparse
@@ -113,10 +113,10 @@ def schedules_table() -> str:
     return table(["schedule", *(f"M = {count}" for count in counts)], rows)
 
 
-def matrix_table(file: Path) -> str:
+def matrix_table(files: list[Path]) -> str:
     """For each mesh the largest error of a gradient, relative to the largest entry of its parameter."""
     cells: dict[str, dict[str, str]] = {}
-    for case in ElementTree.parse(file).iter("testcase"):
+    for case in (case for file in files for case in ElementTree.parse(file).iter("testcase")):
         if not case.get("name", "").startswith("test_the_whole_matrix["):
             continue
         model, _, mesh = case.get("name")[len("test_the_whole_matrix[") : -1].partition("-")
@@ -144,7 +144,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layouts", nargs="*", choices=LAYOUTS, default=None)
     parser.add_argument("--schedules", action="store_true")
-    parser.add_argument("--matrix", type=Path)
+    parser.add_argument("--matrix", type=Path, nargs="+")
     options = parser.parse_args()
     page = PAGE.read_text()
     if options.layouts is not None:

@@ -84,7 +84,8 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     from jax.experimental import topologies
 
     name = topology.name.lower().replace("v7x", "tpu7x").replace("tputpu", "tpu")
-    options = {"wrap": topology.wrap} if any(topology.wrap) else {}
+    wrap = (*topology.wrap, False)[:3]  # three, also for a torus of two dims
+    options = {"wrap": wrap} if any(wrap) else {}
     if topology.chip_name == "v4":
         options["chip_config_name"] = "megacore"  # both cores of a chip as one device, as on a Cloud TPU
     if topology.num_slices > 1:

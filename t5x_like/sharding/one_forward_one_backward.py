@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from t5x_like.sharding.pipeline import by_microbatch, num_ticks
+from t5x_like.sharding.pipeline import by_microbatch, manual_axes, num_ticks
 
 Tree = Any
 Vectors = Float[Array, "rows length embed"]
@@ -80,7 +80,7 @@ def one_forward_one_backward(
         partial(_run_stage, pieces),
         in_specs=(by_stage, whole, whole),
         out_specs=(Results(whole, whole, by_stage, whole), (by_stage, whole)),
-        axis_names={"stage"},
+        axis_names=manual_axes(),
         # Kernels inside have types of their own.
         check_vma=False,
     )(layers, rest, jax.tree.map(partial(by_microbatch, count=num_microbatches), rows))

@@ -30,6 +30,11 @@ def num_stages() -> int:
     return automatic_axes().get("stage", 1)
 
 
+def manual_axes() -> set[str]:
+    """What a pipeline takes from XLA: the stages, and axes of one device, beside which Mosaic kernels would refuse."""
+    return {axis for axis, size in automatic_axes().items() if axis == "stage" or size == 1}
+
+
 def bubble(num_microbatches: int, stages: int, repeats: int = 1) -> float:
     """The share of the time that a stage waits: (S - 1) / (M R + S - 1)."""
     return (stages - 1) / (num_microbatches * repeats + stages - 1)
@@ -75,7 +80,7 @@ def pipelined(
         lambda *args: _run_stage(run, *args, repeats=repeats),
         in_specs=(by_stage, whole, whole, whole),
         out_specs=(PartitionSpec("stage"), by_stage),
-        axis_names={"stage"},
+        axis_names=manual_axes(),
         # Kernels inside have types of their own.
         check_vma=False,
     )(turns, x, rows, shared)
