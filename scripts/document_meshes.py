@@ -4,7 +4,7 @@ python scripts/document_meshes.py --layouts [NAME ...]   full-size models compil
                                                          all of them or the named ones; needs libtpu, and minutes
 python scripts/document_meshes.py --schedules            memory of the schedules of a pipeline
 python scripts/document_meshes.py --matrix FILE [...]    models on meshes; FILE is what
-    python -m pytest -m slow tests/sharding/test_parallelism.py --junitxml=FILE      has written, for all or some of them
+    python -m pytest -m slow tests/sharding/test_parallelism.py --junitxml=FILE      has written of all or some
 """
 
 import argparse
