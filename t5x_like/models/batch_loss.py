@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from t5x_like.kernels.randomness import row_keys
+from t5x_like.models.attention import TokenInfo
 from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.losses import Batch, LossConfig
 from t5x_like.models.moe import CapacityConfig, MoEConfig
@@ -74,7 +76,7 @@ def batch_loss(
       graphdef: of the model.
       params: its parameters.
       batch: arrays by feature name.
-      dropout_key: turns dropout on.
+      dropout_key: turns dropout on; one, or one per row.
       totals: `total_weights` of the whole batch; None: `batch` is the whole.
       share: of this batch in the whole, for what routers report as means.
 
@@ -83,19 +85,40 @@ def batch_loss(
     """
     model = merge(graphdef, params)
     totals = total_weights(model, batch) if totals is None else totals
-    model_key, head_key = model.dropout_keys(dropout_key, 2)
-    with balanced(batch) if model_key is None and any_order(model.config) else contextlib.nullcontext(batch) as batch:
+    model_key, head_key = model.dropout_keys(by_row(dropout_key, batch), 2)
+    with reordered(model.config, batch, model_key) as batch:
         output = model.run(batch, model_key)
+    objective, sums, weights = head_loss(config, model, output.x, output.tokens, batch, head_key, totals)
+    objective += share * router_objective(model.config, output.stats)
+    return objective, BatchLoss(sums, weights, jax.tree.map(lambda mean: share * mean, output.stats))
+
+
+def by_row(dropout_key: PRNGKeyArray | None, batch: Batch) -> PRNGKeyArray | None:
+    """A key for each row of the batch."""
+    single = dropout_key is not None and dropout_key.ndim == 0
+    return row_keys(dropout_key, next(iter(batch.values())).shape[0]) if single else dropout_key
+
+
+def reordered(
+    config: ModelConfig, batch: Batch, dropout_key: PRNGKeyArray | None
+) -> contextlib.AbstractContextManager[Batch]:
+    """The batch in the order of tokens that balances the devices of long rows, where that changes nothing else."""
+    return balanced(batch) if dropout_key is None and any_order(config) else contextlib.nullcontext(batch)
+
+
+def head_loss(
+    config: LossConfig,
+    model: Transformer,
+    x: Float[Array, "batch length embed"],
+    tokens: TokenInfo,
+    batch: Batch,
+    dropout_key: PRNGKeyArray | None,
+    totals: Totals,
+) -> tuple[Float[Array, ""], dict[str, dict[str, Float[Array, ""]]], Totals]:
+    """The head's part of the objective, and sums and weights as in `BatchLoss`."""
     terms = model.head.terms(
-        output.x,
-        batch,
-        loss=config,
-        embedding=model.embedding[...],
-        is_token=output.tokens.is_token,
-        dropout_key=head_key,
+        x, batch, loss=config, embedding=model.embedding[...], is_token=tokens.is_token, dropout_key=dropout_key
     )
     objective = sum(term.objective / totals[name] for name, term in terms.items())
-    objective += share * router_objective(model.config, output.stats)
     sums = {name: term.metrics for name, term in terms.items()}
-    weights = {name: term.weight for name, term in terms.items()}
-    return objective, BatchLoss(sums, weights, jax.tree.map(lambda mean: share * mean, output.stats))
+    return objective, sums, {name: term.weight for name, term in terms.items()}

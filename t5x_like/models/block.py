@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
+from t5x_like.kernels.randomness import split_keys
 from t5x_like.models.attention import Attend, Attention, AttentionConfig, KeysValues, TokenInfo
 from t5x_like.models.feedforward import MLP, MLPConfig, dropout
 from t5x_like.models.latent_attention import LatentAttention, LatentAttentionConfig
@@ -130,7 +131,7 @@ class Block(Module):
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch length embed"], BlockState | None, RouterStats | None]:
         """The stream behind the block, the block's state, and, of a mixture of experts, its router's statistics."""
-        keys = (None,) * 6 if dropout_key is None else jax.random.split(dropout_key, 6)
+        keys = (None,) * 6 if dropout_key is None else split_keys(dropout_key, 6)
         attention_state, kept = (None, None) if state is None else state
         attention = lambda y: self.attention(
             y, tokens=tokens, attend=attend, state=attention_state, dropout_key=keys[0]

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
+from t5x_like.kernels.randomness import keep
 from t5x_like.models.parameters import Initializers, Linear, Module
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "squared_relu", "tanh"]
@@ -24,10 +25,13 @@ ACTIVATIONS = {
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
-    """Zeroes each element with probability `rate` and scales the rest; the identity without a key."""
+    """Zeroes each element with probability `rate` and scales the rest; the identity without a key.
+
+    The key is one for all, or one per row.
+    """
     if key is None or rate == 0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+    return jnp.where(keep(key, rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
 @configurable

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
+from t5x_like.kernels.randomness import uniform
 from t5x_like.models.parameters import Initializer, Module, parameter
 
 
@@ -173,7 +174,7 @@ class Router(Module):
             return hash_scores(token_ids, self.num_experts, self.config.seed)
         x = x.astype(jnp.float32)
         if key is not None and jitter > 0:
-            x = x * jax.random.uniform(key, x.shape, minval=1 - jitter, maxval=1 + jitter)
+            x = x * uniform(key, x.shape, 1 - jitter, 1 + jitter)
         logits = jnp.einsum("btd,de->bte", x, self.kernel[...], precision=lax.Precision.HIGHEST)
         return logits if self.bias is None else logits + self.bias[...]
 

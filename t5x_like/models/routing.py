@@ -32,19 +32,24 @@ class Routed(NamedTuple):
 
 
 def routed_layers(config: ModelConfig, stats: Stats) -> Iterator[Routed]:
+    """The layers with routers, as far as there are statistics of them."""
     for name, stack in config.stacks.items():
         for (kind, place), layers in stack.places.items():
-            found = stats[name][kind][place]
+            found = stats.get(name, {}).get(kind, {}).get(place)
             if found is not None:
                 yield Routed((name, kind, place), stack.blocks[layers[0]].feedforward, found, layers)
 
 
 def router_objective(config: ModelConfig, stats: Stats) -> Float[Array, ""]:
-    """The routers' losses, weighted as their layers say, as a mean over these layers."""
-    total, count = jnp.zeros(()), 0
-    for _, mixture, found, layers in routed_layers(config, stats):
-        losses = mixture.load_balance_weight * found.load_balance + mixture.z_loss_weight * found.z_loss
-        total, count = total + jnp.sum(losses), count + len(layers)
+    """The routers' losses, weighted as their layers say, as a mean over all layers with routers.
+
+    What statistics of some layers give may be added to what those of the others do.
+    """
+    blocks = [block for stack in config.stacks.values() for block in stack.blocks]
+    count = sum(isinstance(block.feedforward, MoEConfig) for block in blocks)
+    total = jnp.zeros(())
+    for _, mixture, found, _ in routed_layers(config, stats):
+        total += jnp.sum(mixture.load_balance_weight * found.load_balance + mixture.z_loss_weight * found.z_loss)
     return total / max(count, 1)
 
 

@@ -7,12 +7,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.biases import RelativeBias, alibi_slopes
 from t5x_like.kernels.attention.masks import MaskSpec
+from t5x_like.kernels.randomness import fold_in
 from t5x_like.models.attention import Attend, TokenInfo, attend_within
 from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded
 from t5x_like.models.latent_attention import LatentAttentionConfig
@@ -53,15 +54,21 @@ class PipelineConfig:
         (num_microbatches * repeats + stages - 1) of the time.
       repeats: turns of a microbatch through all stages, each of which then has several pieces of the layers; above 1
         it needs at least as many microbatches as stages.
+      schedule: `gpipe`: all microbatches forward, then all backward, so that a stage keeps the inputs of all; `1f1b`:
+        each goes backward as soon as it is through, so that a stage keeps the inputs of 2 * stages - 3 at most. That
+        one recomputes the forward pass of a stage, and has no repeats; embedding and head run once per microbatch.
     """
 
     num_microbatches: int = 8
     repeats: int = 1
+    schedule: Literal["gpipe", "1f1b"] = "gpipe"
 
     def __post_init__(self):
         for name in ("num_microbatches", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(f"PipelineConfig.{name} is {getattr(self, name)}: it must be at least 1.")
+        if self.schedule == "1f1b" and self.repeats > 1:
+            raise UserError(f"PipelineConfig.schedule is 1f1b with repeats = {self.repeats}: only gpipe has repeats.")
 
 
 @configurable
@@ -249,15 +256,15 @@ class Stack(Module):
         states: States | None = None,
         dropout_key: PRNGKeyArray | None = None,
     ) -> StackOutput:
-        """Runs all layers; what belongs to scanned layers is stacked over the cycles."""
-        first = len(self.config.first)
-        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
-        run = Run(partial(self.position_bias.added_to, attend), self.position_bias.parameters(), Rows(tokens, encoded))
+        """Runs all layers; what belongs to scanned layers is stacked over the cycles.
+
+        `dropout_key` is one, or one per row, which a pipeline needs; without it there is no dropout.
+        """
+        run = self.run_of(Rows(tokens, encoded, dropout_key), attend)
         given = {"scanned": {}, "unrolled": {}} if states is None else states
-        x, begun = self.run_unrolled(x, [i for i in self.config.unrolled if i < first], run, given["unrolled"], keys)
-        x, cycles = self.run_cycles(x, run, given["scanned"], keys)
-        x, ended = self.run_unrolled(x, [i for i in self.config.unrolled if i >= first], run, given["unrolled"], keys)
-        x = x if self.final_norm is None else self.final_norm(x)
+        x, begun = self.begin(x, run, given["unrolled"])
+        x, cycles = self.run_cycles(x, run, given["scanned"])
+        x, ended = self.end(x, run, given["unrolled"])
         states, stats = (
             {kind: {i: both[which] for i, both in layers.items()} for kind, layers in new.items()}
             for new in ({"scanned": cycles, "unrolled": begun | ended},)
@@ -265,82 +272,75 @@ class Stack(Module):
         )
         return StackOutput(x, states, stats)
 
+    def run_of(self, rows: "Rows", attend: Attend = attend_within) -> "Run":
+        return Run(partial(self.position_bias.added_to, attend), self.position_bias.parameters(), rows)
+
+    def begin(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+        """The layers before the cycles."""
+        return self.run_unrolled(x, [i for i in self.config.unrolled if i < len(self.config.first)], run, states)
+
+    def end(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+        """The layers behind the cycles, and the last norm."""
+        x, results = self.run_unrolled(x, [i for i in self.config.unrolled if i >= len(self.config.first)], run, states)
+        return x if self.final_norm is None else self.final_norm(x), results
+
     def run_unrolled(
-        self, x: Vectors, layers: Sequence[int], run: "Run", states: dict[str, BlockState], keys: PRNGKeyArray | None
+        self, x: Vectors, layers: Sequence[int], run: "Run", states: dict[str, BlockState]
     ) -> tuple[Vectors, LayerResults]:
         results = {}
         for i in layers:
             graphdef, params = split(self.unrolled[str(i)])
             layer = self.config.checkpointed(partial(run.layer, graphdef), in_scan=False)
-            key = None if keys is None else keys[i]
-            x, *results[str(i)] = layer(x, params, states.get(str(i)), key, run.rows, run.bias)
+            x, *results[str(i)] = layer(x, params, states.get(str(i)), jnp.int32(i), run.rows, run.bias)
         return x, results
 
-    def run_cycles(
-        self, x: Vectors, run: "Run", states: dict[str, BlockState], keys: PRNGKeyArray | None
-    ) -> tuple[Vectors, LayerResults]:
+    def run_cycles(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """Scans the cycles, or, where the mesh has stages, pipelines them."""
-        config, size = self.config, len(self.config.cycle)
-        if not config.num_cycles:
+        config, count = self.config, self.config.num_cycles
+        if not count:
             return x, {}
-        graphdefs, params = zip(*(split(self.scanned[str(i)]) for i in range(size)), strict=True)
-        blocks = [config.checkpointed(partial(run.layer, graphdef), in_scan=True) for graphdef in graphdefs]
-        if keys is not None:
-            begin = len(config.first)
-            keys = keys[begin : begin + config.num_cycles * size].reshape(-1, size)
-
-        def cycle(x: Vectors, layers: tuple[Any, ...], rows: Rows, bias: Bias) -> tuple[Vectors, LayerResults]:
-            params, states, keys = layers
-            results = {}
-            for i, block in enumerate(blocks):
-                key = None if keys is None else keys[i]
-                x, *results[str(i)] = block(x, params[i], states.get(str(i)), key, rows, bias)
-            return x, results
-
-        if pipeline.num_stages() > 1 and not states:
-            return self.pipeline_cycles(x, cycle, (params, {}, keys), run)
-        return lax.scan(lambda x, layers: cycle(x, layers, run.rows, run.bias), x, (params, states, keys))
-
-    def pipeline_cycles(
-        self, x: Vectors, cycle: Callable, layers: tuple[Any, ...], run: "Run"
-    ) -> tuple[Vectors, LayerResults]:
-        """The cycles in stages; those that fill up the last stages are skipped."""
-        schedule, count = self.config.pipeline, self.config.num_cycles
-        params, _, keys = layers
-        padding = pipeline.padding(count, pipeline.num_stages(), schedule.repeats)
-        fill = lambda a: jnp.concatenate([a, jnp.broadcast_to(a[:1], (padding, *a.shape[1:]))]) if padding else a
-        stacked = jax.tree.map(fill, (params, None if keys is None else jax.random.key_data(keys)))
-        is_cycle = jnp.arange(count + padding) < count
-        number = jnp.arange(x.shape[0], dtype=jnp.int32) % schedule.num_microbatches
-
-        def run_some(layers, x, rows, bias):
-            rows, number = rows
-
-            def step(x, layer):
-                (params, key_data), is_cycle = layer
-                keys = None
-                if key_data is not None:
-                    # Every microbatch draws its own.
-                    fold = jax.vmap(jax.random.fold_in, (0, None))
-                    keys = fold(jax.random.wrap_key_data(key_data), number[0])
-                work = lambda x: cycle(x, (params, {}, keys), rows, bias)
-                if not padding:
-                    return work(x)
-                nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(work, x)[1])
-                return lax.cond(is_cycle, work, lambda x: (x, nothing), x)
-
-            return lax.scan(step, x, layers)
-
+        layers = split(self.scanned)[1], states, jnp.arange(count)
+        stages = pipeline.num_stages()
+        if stages == 1 or states:
+            return self.scan_cycles(x, layers, run)
+        schedule = config.pipeline
+        padding = pipeline.padding(count, stages, schedule.repeats)
         x, results = pipeline.pipelined(
-            run_some,
-            (stacked, is_cycle),
+            lambda layers, x, rows, bias: self.scan_cycles(
+                x, layers, run._replace(rows=rows, bias=bias), padded=padding > 0
+            ),
+            (pipeline.padded(layers[0], padding), {}, jnp.arange(count + padding)),
             x,
-            (run.rows, number),
+            run.rows,
             run.bias,
             num_microbatches=schedule.num_microbatches,
             repeats=schedule.repeats,
         )
         return x, jax.tree.map(lambda a: a[:count], results)
+
+    def scan_cycles(
+        self, x: Vectors, layers: tuple[Params, Any, Array], run: "Run", *, padded: bool = False
+    ) -> tuple[Vectors, LayerResults]:
+        """Runs cycles, given as their parameters, states and numbers.
+
+        With `padded` those whose number is beyond the last are skipped, and give zeros as results.
+        """
+        config, size = self.config, len(self.config.cycle)
+        graphdefs = [split(self.scanned[str(i)])[0] for i in range(size)]
+        blocks = [config.checkpointed(partial(run.layer, graphdef), in_scan=True) for graphdef in graphdefs]
+
+        def cycle(x: Vectors, layer: tuple[Params, Any, Array]) -> tuple[Vectors, LayerResults]:
+            params, states, number = layer
+            results, begin = {}, len(config.first) + number * size
+            for i, block in enumerate(blocks):
+                x, *results[str(i)] = block(x, params[str(i)], states.get(str(i)), begin + i, run.rows, run.bias)
+            return x, results
+
+        def cycle_or_nothing(x, layer):
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(cycle, x, layer)[1])
+            return lax.cond(layer[2] < config.num_cycles, cycle, lambda x, _: (x, zeros), x, layer)
+
+        return lax.scan(cycle_or_nothing if padded else cycle, x, layers)
 
 
 class Rows(NamedTuple):
@@ -349,10 +349,12 @@ class Rows(NamedTuple):
     Attributes:
       tokens: whose vectors they are.
       encoded: what a decoder attends to.
+      dropout_key: one, or one per row; None: no dropout.
     """
 
     tokens: TokenInfo
-    encoded: Encoded | None
+    encoded: Encoded | None = None
+    dropout_key: PRNGKeyArray | None = None
 
 
 class Run(NamedTuple):
@@ -374,11 +376,13 @@ class Run(NamedTuple):
         x: Vectors,
         params: Params,
         state: BlockState | None,
-        key: PRNGKeyArray | None,
+        number: Int[Array, ""],
         rows: Rows,
         bias: Bias,
     ) -> tuple[Vectors, BlockState | None, RouterStats | None]:
+        """One layer; its number makes its random numbers."""
         block, attend = merge(graphdef, params), self.attend_with(bias)
+        key = None if rows.dropout_key is None else fold_in(rows.dropout_key, number)
         return block(x, tokens=rows.tokens, attend=attend, encoded=rows.encoded, state=state, dropout_key=key)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
+from t5x_like.kernels.randomness import split_keys
 from t5x_like.models.attention import Attend, TokenInfo, attend_within
 from t5x_like.models.block import Encoded
 from t5x_like.models.feedforward import dropout
@@ -239,11 +240,15 @@ class Transformer(Module):
         x = dropout(x.astype(self.config.dtype), self.config.dropout_rate, dropout_key)
         return constrain(x, "batch", "length", "embed")
 
+    def ordered(self, tokens: TokenInfo) -> TokenInfo:
+        """The tokens as the layers see them."""
+        return tokens
+
     def dropout_keys(self, dropout_key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
         """Keys for parts of the model; None without a key, or without any dropout."""
         if dropout_key is None or not self.config.uses_dropout:
             return [None] * count
-        return list(jax.random.split(dropout_key, count))
+        return split_keys(dropout_key, count)
 
 
 class Decoder(Transformer):
@@ -264,18 +269,18 @@ class Decoder(Transformer):
 
         Args:
           tokens: see `token_info`.
-          dropout_key: turns dropout on, where the configuration has any.
+          dropout_key: one, or one per row (a pipeline needs that); turns dropout on, where the configuration has any.
           attend: the core of attention (see `models.attention.Attend`).
           states: the layers' states for `attend`.
         """
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
         x = self.embed(tokens, dropout_key=embed_key)
-        if tokens.order is None and any(
-            getattr(block.attention, "chunk", None) for block in self.config.stack.distinct
-        ):
-            # Chunks are counted from the beginning of each segment.
-            tokens = tokens._replace(order=tokens.positions)
-        return self.stack(x, tokens=tokens, attend=attend, states=states, dropout_key=stack_key)
+        return self.stack(x, tokens=self.ordered(tokens), attend=attend, states=states, dropout_key=stack_key)
+
+    def ordered(self, tokens: TokenInfo) -> TokenInfo:
+        chunks = any(getattr(block.attention, "chunk", None) for block in self.config.stack.distinct)
+        # Chunks are counted from the beginning of each segment.
+        return tokens._replace(order=tokens.positions) if chunks and tokens.order is None else tokens
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
         tokens = token_info(batch, "decoder")

@@ -96,22 +96,30 @@ class Module:
         return known if known is not None else ((outer or 1) + 1) / 2
 
     def branch(self, instruction: Instruction) -> str:
-        """The computation that a `call` or a `conditional` runs: of several the one with most cycles."""
+        """The computation that a `call` or a `conditional` runs: of several the one of most cycles, or the longest."""
         branches = instruction.called("to_apply", "branch_computations", "true_computation", "false_computation")
-        return max(branches, key=lambda name: sum(i.cycles for i in self.computations[name].values()))
+        size = lambda name: (sum(i.cycles for i in self.computations[name].values()), len(self.computations[name]))
+        return max(branches, key=size)
 
-    def reachable(self, name: str | None = None) -> Iterator[Instruction]:
-        """All instructions that run on their own (not within a fusion), each once."""
+    def executions(
+        self, name: str | None = None, times: float = 1, outer: float | None = None
+    ) -> Iterator[tuple[Instruction, float]]:
+        """All instructions that run on their own (not within a fusion), and how often; see `turns`."""
         for instruction in self.computations[name or self.entry].values():
-            yield instruction
+            yield instruction, times
             if instruction.opcode == "while":
-                yield from self.reachable(instruction.called("body")[0])
+                turns = self.turns(instruction, outer)
+                yield from self.executions(instruction.called("body")[0], times * turns, turns)
             elif instruction.opcode in ("call", "conditional"):
-                yield from self.reachable(self.branch(instruction))
+                yield from self.executions(self.branch(instruction), times, outer)
+
+    def cycles(self) -> float:
+        """The compiler's estimate of one run, without Pallas kernels, of which it has none."""
+        return sum(times * i.cycles for i, times in self.executions() if i.opcode != "custom-call")
 
     def assumed_loops(self) -> int:
         """Loops of which `turns` is assumed."""
-        return sum(i.opcode == "while" and self.trip_count(i) is None for i in self.reachable())
+        return sum(i.opcode == "while" and self.trip_count(i) is None for i, _ in self.executions())
 
     def trip_count(self, loop: Instruction) -> int | None:
         """How often a `while` runs its body; None if that depends on data."""

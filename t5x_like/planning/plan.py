@@ -43,6 +43,7 @@ class Plan:
       model_flops: of a step, by the rule of MFU.
       hardware_flops: of a step's matrix products, recomputation included.
       timing: the predicted step; None if nothing could be predicted (out of memory, or a CPU).
+      cycles: that the compiler estimates for the step, without Pallas kernels; None where it gives none.
       compile_seconds: that the compiler took.
       versions: of what compiled it.
     """
@@ -59,6 +60,7 @@ class Plan:
     model_flops: float
     hardware_flops: float
     timing: Timing | None
+    cycles: float | None = None
     compile_seconds: float = 0.0
     versions: str = ""
 

@@ -71,6 +71,7 @@ def plan(request: Request, dump: Path) -> Plan:
         model_flops=job.flops_per_token * job.tokens_per_step,
         hardware_flops=hardware_flops,
         timing=None if needed else _timing(module, topology, mesh, hardware_flops if request.quick else None),
+        cycles=module.cycles() if topology.chip.dims and compiled is not None else None,
         compile_seconds=seconds,
         versions=_versions(topology),
     )
@@ -83,8 +84,8 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     from jax.experimental import topologies
 
     name = topology.name.lower().replace("v7x", "tpu7x").replace("tputpu", "tpu")
-    flat = 3 - len(topology.wrap)  # dims that a flat torus lacks
-    options = {"wrap": (*topology.wrap, *[False] * flat)} if any(topology.wrap) else {}
+    wrap = (*topology.wrap, False)[:3]  # three, also for a torus of two dims
+    options = {"wrap": wrap} if any(wrap) else {}
     if topology.chip_name == "v4":
         options["chip_config_name"] = "megacore"  # both cores of a chip as one device, as on a Cloud TPU
     if topology.num_slices > 1:

@@ -109,8 +109,7 @@ def on_each_device(
     token_spec = _token_spec(length, group, sizes)
     token_axes = (*batch_axes(), *(("sequence",) if token_spec[1] else ()))
     shares = Shares(token_axes, sizes["expert"] if "expert" in used else 1, "tensor" in used)
-    manual = {axis for axis in sizes if axis in (*batch_axes(), "sequence", "tensor")}
-    if not manual:
+    if not sizes:
         y, sums = function(*flat(tokens), weights, shares)
         return y.reshape(batch, length, -1), sums
 
@@ -123,10 +122,9 @@ def on_each_device(
 
     missing = _missing_rows(batch, length, group, math.prod(sizes[axis] for axis in batch_axes()))
     padded = tuple(jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in tokens)
-    # A TPU kernel has to be inside of all axes, also those of size 1.
-    axis_names = manual | set(automatic).difference(sizes)
+    # All axes, also those of one device: beside an automatic one Mosaic kernels would refuse.
     y, sums = jax.shard_map(
-        local, in_specs=(token_spec, specs), out_specs=(token_spec, PartitionSpec()), axis_names=axis_names
+        local, in_specs=(token_spec, specs), out_specs=(token_spec, PartitionSpec()), axis_names=set(automatic)
     )(padded, weights)
     return y[:batch], sums
 

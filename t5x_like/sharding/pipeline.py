@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from t5x_like.sharding.logical import automatic_axes
 
@@ -30,9 +30,19 @@ def num_stages() -> int:
     return automatic_axes().get("stage", 1)
 
 
+def manual_axes() -> set[str]:
+    """What a pipeline takes from XLA: the stages, and axes of one device, beside which Mosaic kernels would refuse."""
+    return {axis for axis, size in automatic_axes().items() if axis == "stage" or size == 1}
+
+
 def bubble(num_microbatches: int, stages: int, repeats: int = 1) -> float:
     """The share of the time that a stage waits: (S - 1) / (M R + S - 1)."""
     return (stages - 1) / (num_microbatches * repeats + stages - 1)
+
+
+def num_ticks(num_microbatches: int, stages: int, repeats: int = 1, schedule: str = "gpipe") -> int:
+    """How often every stage sends to the next one in a pass, and as often back."""
+    return num_microbatches * repeats + (stages - 1) * (2 if schedule == "1f1b" else 1)
 
 
 def pipelined(
@@ -63,15 +73,14 @@ def pipelined(
       The vectors behind the last layer, and each layer's results as means over the microbatches.
     """
     stages, count = num_stages(), num_microbatches
-    split = lambda a: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1)
-    x, rows = split(x), jax.tree.map(split, rows)
+    x, rows = jax.tree.map(lambda a: by_microbatch(a, count), (x, rows))
     turns = jax.tree.map(lambda a: _by_turn(a, stages, repeats), layers)
     by_stage, whole = PartitionSpec(None, "stage"), PartitionSpec()
     outputs, results = jax.shard_map(
         lambda *args: _run_stage(run, *args, repeats=repeats),
         in_specs=(by_stage, whole, whole, whole),
         out_specs=(PartitionSpec("stage"), by_stage),
-        axis_names={"stage"},
+        axis_names=manual_axes(),
         # Kernels inside have types of their own.
         check_vma=False,
     )(turns, x, rows, shared)
@@ -79,6 +88,11 @@ def pipelined(
     outputs = jnp.swapaxes(outputs[-count:], 0, 1)
     merge = lambda a: a.reshape(-1, *a.shape[3:])
     return outputs.reshape(-1, *outputs.shape[2:]), jax.tree.map(merge, results)
+
+
+def by_microbatch(array: Shaped[Array, "batch ..."], count: int) -> Shaped[Array, "count rows ..."]:
+    """Microbatch m has the rows m, m + count, m + 2 count, ... of the batch."""
+    return jnp.swapaxes(array.reshape(array.shape[0] // count, count, *array.shape[1:]), 0, 1)
 
 
 def _by_turn(a: Array, stages: int, repeats: int) -> Array:
@@ -124,7 +138,7 @@ def _run_stage(run: RunLayers, turns: Tree, x: Array, rows: Tree, shared: Tree, 
 
     empty = jnp.zeros(x.shape, x.dtype)
     carry = (empty[0], empty, empty, zeros(repeats))
-    (_, _, outputs, totals), _ = lax.scan(tick, carry, jnp.arange(count * repeats + stages - 1))
+    (_, _, outputs, totals), _ = lax.scan(tick, carry, jnp.arange(num_ticks(count, stages, repeats)))
     return outputs, jax.tree.map(lambda a: a[:, None], totals)
 
 
@@ -132,3 +146,9 @@ def padding(num_layers: int, stages: int, repeats: int) -> int:
     """Layers to add, which do nothing, so that all turns have equally many."""
     unit = stages * repeats
     return math.ceil(num_layers / unit) * unit - num_layers
+
+
+def padded(layers: Tree, count: int) -> Tree:
+    """Arrays of layers with `count` more of them, copies of the first."""
+    more = lambda a: jnp.concatenate([a, jnp.broadcast_to(a[:1], (count, *a.shape[1:]))]) if count else a
+    return jax.tree.map(more, layers)

@@ -19,11 +19,11 @@ from t5x_like.sharding.host_memory import keep_freed_memory
 from t5x_like.sharding.layout import left_whole
 from t5x_like.sharding.logical import RULES, partition_spec
 from t5x_like.sharding.mesh import describe_mesh, traced_with
-from t5x_like.sharding.pipeline import bubble
 from t5x_like.sharding.xla_profiles import compiler_options
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import COUNTING_RULE, active_parameters, flops_per_row, peak_flops_per_second
 from t5x_like.training.optimizers import build_optimizer, schedule_of
+from t5x_like.training.stages import check_stages, describe_stages
 from t5x_like.training.state import ModelSpec, TrainState, abstract_state, model_spec, state_factory
 from t5x_like.training.step import TrainStep, make_train_step
 
@@ -41,6 +41,7 @@ class Job(NamedTuple):
       train_step: (state, batch) -> (state, metrics), not yet compiled.
       schedule: step -> learning rate.
       xla_profile: see MeshConfig.
+      num_microbatches: see RunConfig.
     """
 
     model: ModelConfig
@@ -52,6 +53,7 @@ class Job(NamedTuple):
     train_step: TrainStep
     schedule: optax.Schedule
     xla_profile: str | None = None
+    num_microbatches: int = 1
 
     @property
     def num_parameters(self) -> int:
@@ -83,9 +85,11 @@ class Job(NamedTuple):
         flops = f"{self.flops_per_token / 1e6:,.1f} million FLOPs per token"
         active = self.num_active_parameters
         of_which = "" if active == self.num_parameters else f" ({active:,} active)"
-        line = f"{self.num_parameters:,} parameters{of_which}, {flops}; mesh: {describe_mesh(self.mesh)}"
+        lines = [f"{self.num_parameters:,} parameters{of_which}, {flops}; mesh: {describe_mesh(self.mesh)}"]
+        rows = next(iter(self.batch.values())).shape[0]
+        lines += describe_stages(self.model, self.mesh.shape, rows, self.row_lengths, self.num_microbatches)
         known = peak_flops_per_second(self.mesh.devices.flat[0]) is not None
-        return f"{line}\n{COUNTING_RULE}" if known else line
+        return "\n".join([*lines, COUNTING_RULE] if known else lines)
 
 
 def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
@@ -118,7 +122,9 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
     if whole := left_whole(state.params, mesh):
         logging.warning("Whole on every device, as no axis of the mesh divides them: %s.", "; ".join(whole))
     batch = batch_target(experiment.data, mesh)
-    return Job(model, mesh, spec, create, state, batch, step, schedule, experiment.mesh.xla_profile)
+    return Job(
+        model, mesh, spec, create, state, batch, step, schedule, experiment.mesh.xla_profile, run.num_microbatches
+    )
 
 
 def compile_step(job: Job) -> TrainStep:
@@ -180,7 +186,7 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
     numbers = {getattr(block.feedforward, "num_experts", None) for block in blocks} - {None}
     for num_experts in numbers or {None}:
         check_experts(num_experts, mesh)
-    check_stages(experiment, mesh)
+    check_stages(experiment, mesh.shape)
     shares = mesh.shape["sequence"]
     for feature, (row, _) in experiment.data.features.items():
         if row and row[0] % shares:
@@ -189,35 +195,3 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
                 f"Rows of {row[0]} tokens ({feature}) cannot be divided among MeshConfig.sequence ({shares}): "
                 f"use {' or '.join(map(str, nearest))} tokens, or another mesh."
             )
-
-
-def check_stages(experiment: Experiment, mesh: Mesh) -> None:
-    """Refuses pipeline stages without layers or rows, and says how long they will wait."""
-    stages = mesh.shape["stage"]
-    if stages == 1:
-        return
-    rows = experiment.data.batch_size // experiment.run.num_microbatches
-    shares = math.prod(mesh.shape[axis] for axis in dict(RULES)["batch"])
-    for name, stack in experiment.model.stacks.items():
-        count, repeats = stack.pipeline.num_microbatches, stack.pipeline.repeats
-        if stack.num_cycles < stages * repeats:
-            why = f"it scans {stack.num_cycles} cycles" if stack.scan_layers else "StackConfig.scan_layers is False"
-            raise UserError(
-                f"MeshConfig.stage is {stages} with PipelineConfig.repeats = {repeats}, but the model's {name} cannot "
-                f"be cut into {stages * repeats} pieces: {why}. Use fewer stages, or more layers that are scanned."
-            )
-        if repeats > 1 and count < stages:
-            raise UserError(
-                f"PipelineConfig.repeats is {repeats}, which needs at least as many microbatches as MeshConfig.stage "
-                f"({stages}): raise PipelineConfig.num_microbatches, now {count}."
-            )
-        if rows % (shares * count):
-            unit = shares * count
-            nearest = sorted({max(unit, rows // unit * unit), math.ceil(rows / unit) * unit})
-            raise UserError(
-                f"A batch of {rows} rows cannot be divided into PipelineConfig.num_microbatches ({count}) of "
-                f"data x fsdp x expert = {shares} shares: use {' or '.join(map(str, nearest))} rows, or another number."
-            )
-        level = logging.WARNING if count == 1 else logging.INFO
-        waits = bubble(count, stages, repeats)
-        logging.log(level, "The %s runs in %d stages, which wait %.0f%% of the time.", name, stages, 100 * waits)

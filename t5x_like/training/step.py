@@ -1,6 +1,8 @@
 """The training step: a pure function of the state and a batch."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from t5x_like.models.batch_loss import batch_loss, total_weights
+from t5x_like.kernels.randomness import row_keys
+from t5x_like.models.batch_loss import total_weights
+from t5x_like.models.loss_gradient import loss_gradient
 from t5x_like.models.losses import Batch, LossConfig
 from t5x_like.models.parameters import GraphDef, merge
 from t5x_like.models.routing import balance_experts, router_metrics
@@ -41,19 +45,15 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         model = merge(graphdef, state.params)
         totals = total_weights(model, batch)
-        dropout_key = random_key(seed, "dropout", state.step)
+        keys = row_keys(random_key(seed, "dropout", state.step), next(iter(batch.values())).shape[0])
 
-        def objective(params, microbatch, index):
-            key = jax.random.fold_in(dropout_key, index)
-            return batch_loss(loss, graphdef, params, microbatch, key, totals=totals, share=1 / num_microbatches)
-
-        gradient = jax.grad(objective, has_aux=True)
+        gradient = partial(loss_gradient, loss, graphdef, totals=totals, share=1 / num_microbatches)
         if num_microbatches == 1:
-            grads, results = gradient(state.params, batch, 0)
+            grads, results = gradient(state.params, batch, keys)
         else:
             add = lambda total, new: jax.tree.map(jnp.add, total, new)
             accumulate = lambda total, part: (add(total, gradient(state.params, *part)), None)
-            parts = microbatches(batch, num_microbatches), jnp.arange(num_microbatches)
+            parts = microbatches((batch, keys), num_microbatches)
             shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda a: a[0], parts))
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
             (grads, results), _ = lax.scan(accumulate, zeros, parts)
@@ -79,8 +79,8 @@ def make_train_step(
     return train_step
 
 
-def microbatches(batch: Batch, count: int) -> Batch:
-    """[batch, ...] -> [count, batch / count, ...], row i of the batch in microbatch i % count.
+def microbatches(batch: Any, count: int) -> Any:
+    """Arrays [batch, ...] -> [count, batch / count, ...], row i of the batch in microbatch i % count.
 
     Taking neighbours apart keeps every device's rows on that device.
     """

@@ -52,5 +52,5 @@ def test_loops_that_xla_compiled_have_the_turns_that_jax_asked_for():
 
     text = jax.jit(run).lower(np.ones((8, 8), np.float32), 3).compile().as_text()
     module = parse_module(text)
-    turns = sorted((module.trip_count(i) for i in module.reachable() if i.opcode == "while"), key=str)
+    turns = sorted((module.trip_count(i) for i, _ in module.executions() if i.opcode == "while"), key=str)
     assert turns == [7, None]

@@ -27,6 +27,7 @@ from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.logits import MASK_VALUE, attention_logits
 from t5x_like.kernels.attention.masks import MaskSpec, allowed
+from t5x_like.kernels.randomness import fold_in, keep
 
 CHUNK = 512
 """Queries, and keys, of one chunk."""
@@ -116,9 +117,8 @@ def _kept(plan: _Plan, fixed: _Fixed, i: Array, j: Array, weights: Array) -> Arr
     """`weights` after dropout, the same in both passes."""
     if not plan.dropout_rate:
         return weights
-    key = jax.random.fold_in(jax.random.fold_in(fixed.dropout_key, i), j)
-    keep = jax.random.bernoulli(key, 1 - plan.dropout_rate, weights.shape)
-    return jnp.where(keep, weights / (1 - plan.dropout_rate), 0)
+    kept = keep(fold_in(fold_in(fixed.dropout_key, i), j), plan.dropout_rate, weights.shape)
+    return jnp.where(kept, weights / (1 - plan.dropout_rate), 0)
 
 
 def _forward(plan: _Plan, trained: tuple, fixed: _Fixed):

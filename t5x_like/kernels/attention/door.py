@@ -102,7 +102,7 @@ def attention(
       scale: factor on the products, by default head_dim ** -0.5.
       soft_cap: the logits become `soft_cap * tanh(logits / soft_cap)`, before the mask.
       dropout_rate: share of the attention probabilities set to 0; the others are divided by the rest.
-      dropout_key: random key for it; which probabilities it drops depends on the backend.
+      dropout_key: random key for it, or one per row; which probabilities it drops depends on the backend.
       return_lse: returns the natural logarithm of the softmax's denominator too, in float32; a large negative number
         (`logits.MASK_VALUE`) in a row without keys.
       backend: a name in BACKENDS, or "auto", which never keeps more than `capabilities.AUTO_MAX_SCORES` scores, except

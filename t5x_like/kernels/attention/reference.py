@@ -10,6 +10,7 @@ from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import NAME
 from t5x_like.kernels.attention.logits import MASK_VALUE, attention_logits
 from t5x_like.kernels.attention.masks import allowed
+from t5x_like.kernels.randomness import keep
 
 
 def reference_attention(
@@ -35,8 +36,8 @@ def reference_attention(
         logits = jnp.concatenate([logits, jnp.broadcast_to(sinks, (*logits.shape[:3], 1))], axis=-1)
     weights = _softmax(logits)[..., : k.shape[2]]
     if call.dropout_rate:
-        keep = jax.random.bernoulli(call.dropout_key, 1 - call.dropout_rate, weights.shape)
-        weights = jnp.where(keep, weights / (1 - call.dropout_rate), 0)
+        kept = keep(call.dropout_key, call.dropout_rate, weights.shape)
+        weights = jnp.where(kept, weights / (1 - call.dropout_rate), 0)
 
     out = jnp.einsum("bkts,bksh->bkth", weights.astype(v.dtype), v)
     out = checkpoint_name(out.reshape(batch, num_heads, q_length, -1).swapaxes(1, 2), NAME)
