@@ -1,5 +1,6 @@
-# Sourced by the other scripts: `environment [EXTRA]` makes .venv at the top of the repository if it is missing, installs
-# the package in it (with the extra), and activates it. Does nothing twice; PYTHON chooses the interpreter (default python3).
+# Sourced by the other scripts: `environment [EXTRAS]` makes .venv at the top of the repository if it is missing, installs
+# the package in it (with extras: dev,tasks), and activates it. Does nothing twice; PYTHON chooses the interpreter
+# (default python3).
 
 environment() {
     local top stamp python=${PYTHON:-python3} extra=${1:-}

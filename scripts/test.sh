@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
-environment dev
+environment dev,prepare,tasks
 ruff check .
 ruff format --check .
 lint-imports --no-cache
