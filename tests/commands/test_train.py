@@ -119,7 +119,14 @@ def test_every_shipped_run_builds_on_virtual_devices(run, directory, capsys):
         pytest.skip("its vocabulary is that of a corpus; tests/commands/test_prepare.py trains it")
     config = with_includes(run)
     given = {"TEXT_FILES": f"{directory}/text.txt", "CORPUS": f"{directory}/corpus", "MODEL_DIR": f"{directory}/run"}
-    bindings = [f"--gin.{name}={value}" for name, value in given.items() if f"{name} = " in config]
+    given |= {"FROM": f"{directory}/from", "TRAIN": f"{directory}/train.jsonl"}
+    if run.stem.endswith("base_task"):
+        given |= {"SPIECE_MODEL": "spiece.model", "TOKENIZER_FILE": "tokenizer.json"}
+    bindings = [
+        f"--gin.{name}={value}"
+        for name, value in given.items()
+        if f"\n{name} = %gin.REQUIRED" in config or name == "MODEL_DIR"
+    ]
     if run.name == "nanogpt_char.gin":
         bindings.append("--gin.BATCH_SIZE=16")  # 12 rows do not fit eight devices
     assert main(["train", f"--gin_file={run}", "--dry_run", *bindings]) == 0
