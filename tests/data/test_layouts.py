@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_like.data.corpus import Tokens
-from t5x_like.data.layouts import AllWindows, DocumentRows, PackedRows, Windows
+from t5x_like.data.layouts import AllWindows, DocumentRows, PackedRows, Windows, best_fit_sides
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 LENGTH = st.integers(1, 17)
@@ -120,3 +120,15 @@ def test_packing_fills_rows_better_than_grain():
     theirs = grain.experimental.BestFitPackIterDataset(documents, length_struct={"x": length}, num_packing_bins=64)
     assert ours.num_rows <= sum(1 for _ in theirs)
     assert ours.num_tokens / (ours.num_rows * length) > 0.97
+
+
+def test_rows_with_two_sides_are_full_on_one_and_overfull_on_none():
+    rng = np.random.default_rng(0)
+    long, short = rng.lognormal(4, 1, 6000), rng.lognormal(1, 1, 6000)
+    sizes = np.stack([np.clip(long, 1, 512), np.clip(short, 1, 114)], axis=1).astype(np.int64)
+    capacities = np.array([512, 114])
+    row = best_fit_sides(sizes, capacities)
+    used = np.stack([np.bincount(row, weights=side) for side in sizes.T], axis=1)
+    assert (used <= capacities).all()
+    assert used.min(axis=0)[0] > 0
+    assert used[:, 0].sum() / (len(used) * 512) >= 0.97
