@@ -160,8 +160,8 @@ def parse_module(text: str) -> Module:
             if line.endswith("{") and " -> " in line and (found := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
                 current = module.computations.setdefault(found[2], {})
                 module.entry = found[2] if found[1] else module.entry
-        elif line.startswith("}"):
-            current = None
+        elif line == "}" or line.startswith("}, execution_thread="):
+            current = None  # a kernel's configuration may have lines that begin alike
         elif (instruction := _parse_instruction(line)) is not None:
             current[instruction.name] = instruction
     return module

@@ -54,3 +54,23 @@ def test_loops_that_xla_compiled_have_the_turns_that_jax_asked_for():
     module = parse_module(text)
     turns = sorted((module.trip_count(i) for i, _ in module.executions() if i.opcode == "while"), key=str)
     assert turns == [7, None]
+
+
+def test_a_kernel_may_take_several_lines():
+    text = """
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  %kernel = f32[2]{0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config={"config": {
+  "flags": []
+}}, metadata={op_name="kernel"}
+  ROOT %sum = f32[2]{0} add(%kernel, %p), backend_config={"estimated_cycles":"7"}
+}
+
+%other (q: f32[2]) -> f32[2] {
+  ROOT %q = f32[2]{0} parameter(0)
+}, execution_thread="async"
+"""
+    module = parse_module(text)
+    assert list(module.computations["main"]) == ["p", "kernel", "sum"]
+    assert list(module.computations["other"]) == ["q"]
+    assert module.cycles() == 7
