@@ -213,10 +213,7 @@ def _to_all(local: Arrays, options: Options, split: Split) -> context.Result:
     keys = Side((local.k, local.v), local.positions[1], ids[1])
     heads = Heads(local.table, local.alibi_slopes)
     o, lse = context.attend_to_all(options, queries, keys, heads, split.axes[AXIS], pipelined="stage" not in split.axes)
-    if local.sinks is None:
-        return o, lse
-    o, lse = add_sinks(o.swapaxes(1, 2), lse.swapaxes(1, 2), local.sinks)
-    return o.swapaxes(1, 2), lse.swapaxes(1, 2)
+    return (o, lse) if local.sinks is None else add_sinks(o, lse, local.sinks)
 
 
 def _door(arrays: Arrays, options: Options, **others: Any) -> Any:

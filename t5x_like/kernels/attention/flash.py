@@ -34,10 +34,7 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
     def run(plan: Any, trained: tuple, fixed: Any, sinks: Array | None) -> tuple[Array, Array]:
         o, lse = forward(plan, trained, fixed)
-        if sinks is None:
-            return o, lse
-        with_sinks = jnp.logaddexp(lse, sinks.astype(jnp.float32))  # one more term in the denominator
-        return o * jnp.exp(lse - with_sinks)[..., None], with_sinks
+        return (o, lse) if sinks is None else add_sinks(o, lse, sinks)
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def attend(plan: Any, trained: tuple, fixed: Any, sinks: Array | None):
@@ -70,10 +67,8 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
 
 def add_sinks(
-    o: Float[Array, "batch heads length v_dim"],
-    lse: Float[Array, "batch heads length"],
-    sinks: Float[Array, "heads"],
-) -> tuple[Float[Array, "batch heads length v_dim"], Float[Array, "batch heads length"]]:
-    """Attention with one more logit per head in the denominator, from attention without it."""
-    with_sinks = jnp.logaddexp(lse, sinks.astype(jnp.float32)[:, None])
+    o: Float[Array, "... v_dim"], lse: Float[Array, "..."], sinks: Float[Array, "..."]
+) -> tuple[Float[Array, "... v_dim"], Float[Array, "..."]]:
+    """Attention with one more logit in the denominator, from attention without it; `sinks` broadcast to `lse`."""
+    with_sinks = jnp.logaddexp(lse, sinks.astype(jnp.float32))
     return (o * jnp.exp(lse - with_sinks)[..., None]).astype(o.dtype), with_sinks
