@@ -15,7 +15,8 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from t5x_like.commands.plan import CACHE, vocabulary
+from t5x_like.commands.dry_run import known_vocabulary
+from t5x_like.commands.plan import CACHE
 from t5x_like.config import parse_config
 from t5x_like.planning.compile import compile_plan
 from t5x_like.planning.plan import Plan, Request
@@ -67,7 +68,7 @@ LAYOUTS = {
 
 def plan_of(layout: Layout) -> Plan:
     experiment = parse_config(list(layout.files), list(layout.bindings)).build(Experiment)
-    return compile_plan(Request(experiment, parse_topology(layout.topology), vocabulary(experiment, None)), CACHE)
+    return compile_plan(Request(experiment, parse_topology(layout.topology), known_vocabulary(experiment)), CACHE)
 
 
 def layout_row(name: str, layout: Layout) -> list[str]:
