@@ -35,8 +35,10 @@ def sent(tmp_path, sizes, block=None, **pipeline):
     network = Network(parse_topology("cpu:8"), mesh.axis_names, mesh.axis_sizes, np.zeros((mesh.size, 1)))
     totals = {}
     for instruction, times in parse_module(compile_step(made).as_text()).executions():
-        if (kind := kind_of(instruction)) is not None:
-            key = (kind, network.axes_of(first_group(instruction, mesh.size)))
+        kind = kind_of(instruction)
+        # A group of one device sends nothing.
+        if kind is not None and len(group := first_group(instruction, mesh.size)) > 1:
+            key = (kind, network.axes_of(group))
             count, size = totals.get(key, (0, 0))
             totals[key] = count + times, size + times * bytes_of(instruction)
     return totals
