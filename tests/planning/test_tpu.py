@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from t5x_like.models.moe import MoEConfig
-from t5x_like.models.stack import PipelineConfig
 from t5x_like.planning.compile import LIBTPU_ENVIRONMENT, compile_plan, has_compiler
 from t5x_like.planning.topology import parse_topology
 from t5x_like.sharding.mesh import MeshConfig
@@ -65,21 +63,3 @@ def test_out_of_memory_is_an_answer(request_for_cpu, plan):
     assert large.memory.total == pytest.approx(large.out_of_memory, rel=0.02)
     assert large.timing is None
     assert large.memory.buffers
-
-
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
-def test_kernels_run_in_stages_and_on_axes_of_one_device(request_for_cpu, schedule):
-    """Attention's and the experts': beside any automatic axis they would refuse to be compiled."""
-    model = toy.model(num_heads=2, d_model=256)
-    block = dataclasses.replace(model.stack.block, feedforward=MoEConfig(num_experts=4, experts_per_token=2, d_ff=256))
-    pipeline = PipelineConfig(num_microbatches=4, schedule=schedule)
-    stack = dataclasses.replace(model.stack, num_layers=4, block=block, pipeline=pipeline)
-    experiment = dataclasses.replace(
-        request_for_cpu.experiment,
-        model=dataclasses.replace(model, stack=stack),
-        data=dataclasses.replace(request_for_cpu.experiment.data, sequence_length=1024),
-        mesh=MeshConfig(data=1, stage=4),
-    )
-    topology = parse_topology("v5e:2x2")
-    plan = compile_plan(dataclasses.replace(request_for_cpu, experiment=experiment, topology=topology))
-    assert plan.timing.kernels > 0
