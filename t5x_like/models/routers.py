@@ -11,6 +11,7 @@ from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.randomness import uniform
 from t5x_like.models.parameters import Initializer, Module, parameter
+from t5x_like.sharding.logical import constrain
 
 
 @configurable
@@ -175,7 +176,11 @@ class Router(Module):
         x = x.astype(jnp.float32)
         if key is not None and jitter > 0:
             x = x * uniform(key, x.shape, 1 - jitter, 1 + jitter)
-        logits = jnp.einsum("btd,de->bte", x, self.kernel[...], precision=lax.Precision.HIGHEST)
+        # Whole, and whole again: left to itself XLA passes parts of this small product across the mesh, for which
+        # devices of one stage of a pipeline would wait for those of another.
+        kernel = constrain(self.kernel[...], None, None)
+        logits = jnp.einsum("btd,de->bte", x, kernel, precision=lax.Precision.HIGHEST)
+        logits = constrain(logits, "batch", "length", None)
         return logits if self.bias is None else logits + self.bias[...]
 
 

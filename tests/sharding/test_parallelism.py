@@ -120,7 +120,11 @@ FAST = {
     "decoder": [{"data": 1, "stage": 4}, {"data": 2, "stage": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "sequence": 4}],
     "encoder": [{"data": 1, "fsdp": 2, "stage": 2, "sequence": 2}],
     "encoder_decoder": [{"data": 2, "stage": 2, "tensor": 2}, {"data": 2, "sequence": 4}],
-    "moe": [{"data": 1, "expert": 4, "fsdp": 2}, {"data": 1, "stage": 2, "expert": 2, "fsdp": 2}],
+    "moe": [
+        {"data": 1, "expert": 4, "fsdp": 2},
+        {"data": 1, "stage": 2, "expert": 2, "fsdp": 2},
+        {"data": 1, "fsdp": 2, "stage": 2, "tensor": 2},
+    ],
 }
 ALL = {name: [*cells(name, (1, 2)), *cells(name, (3,))] for name in MODELS}
 
