@@ -75,7 +75,7 @@ LAYOUTS = {
             ("all-gather", "fsdp"): (40, 143),
             ("all-reduce", "expert"): (4, 25),
             ("all-reduce", "fsdp"): (4, 50),
-            ("all-reduce", "fsdp+expert"): (8, 18),
+            ("all-reduce", "fsdp+expert"): (8, 19),
             ("reduce-scatter", "expert"): (9, 50),
             ("reduce-scatter", "fsdp"): (9, 36),
         },
