@@ -40,7 +40,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.address = os.fspath(path)
+        self.address = os.fspath(path).rstrip("/")
         self._mirror = None
         self.path = Path(path)
         self.checkpoints: Path | epath.Path = self.path / "checkpoints"
@@ -123,8 +123,8 @@ class RunDirectory:
                 raise UserError(
                     f"MODEL_DIR {self.address} cannot be written ({error.strerror}): choose one where you may write."
                 ) from error
+            stack.callback(self.push)  # however the run ends: its report of a bad batch, too
             yield
-            self.push()
 
     def _create(self) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -59,10 +59,10 @@ def define_flags(values: flags.FlagValues) -> None:
 def command(values: flags.FlagValues) -> int | None:
     """Plans a run for chips that need not be there: memory, collectives, time of a step, MFU, days and cost."""
     jax.config.update("jax_platforms", "cpu")  # planning needs no device, and must not take one from a run
-    run = measured(values.compare) if values.compare else None
-    if run is not None:
+    run = None
+    if values.compare:
         directory = RunDirectory(values.compare)
-        directory.pull()
+        run = measured(directory)
         values.gin_file = values.gin_file or [str(directory.operative_config)]
         values.topology = values.topology or topology_name(run)
     configured = cli.configured(values, Experiment)

@@ -4,7 +4,6 @@ import json
 import math
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
@@ -37,13 +36,12 @@ class Measured:
     mfu: float | None
 
 
-def measured(model_dir: str | Path) -> Measured:
+def measured(directory: RunDirectory) -> Measured:
     """Reads `config.json` and `metrics.jsonl` of a run.
 
     Raises:
       UserError: if there is no run, or it has not yet measured enough.
     """
-    directory = RunDirectory(model_dir)
     directory.require()
     devices = json.loads(directory.config.read_text())["devices"]
     records = (
@@ -51,7 +49,9 @@ def measured(model_dir: str | Path) -> Measured:
     )
     timed = [r for r in records if "seconds_per_step" in r][1:]
     if not timed:
-        raise UserError(f"{model_dir} has fewer than two records of training with their time: train it for longer.")
+        raise UserError(
+            f"{directory.address} has fewer than two records of training with their time: train it for longer."
+        )
     median = lambda name: statistics.median(r[name] for r in timed)
     mfu = median("mfu") if "mfu" in timed[0] else None
     waiting = median("waiting_for_data")

@@ -3,6 +3,7 @@ import json
 import pytest
 from rich.console import Console
 
+from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.errors import UserError
 from t5x_like.planning.compare import Measured, comparison, measured, topology_name
 
@@ -23,14 +24,14 @@ def test_the_median_of_all_records_but_the_first(tmp_path):
     run = write_run(
         tmp_path, [record(1, 99.0), *(record(n, n) for n in (2, 3, 10)), {"step": 10, "split": "validation"}]
     )
-    assert measured(run) == Measured("TPU v5p", 64, 3, 3, 0.01, 0.5)
+    assert measured(RunDirectory(run)) == Measured("TPU v5p", 64, 3, 3, 0.01, 0.5)
 
 
 def test_too_few_records(tmp_path):
     with pytest.raises(UserError, match="fewer than two records"):
-        measured(write_run(tmp_path, [record(1, 2.0)]))
+        measured(RunDirectory(write_run(tmp_path, [record(1, 2.0)])))
     with pytest.raises(UserError, match="holds no run"):
-        measured(tmp_path / "none")
+        measured(RunDirectory(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
