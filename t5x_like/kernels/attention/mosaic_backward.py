@@ -16,18 +16,21 @@ from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks
 from t5x_like.kernels.attention.logits import through_soft_cap
-from t5x_like.kernels.attention.mosaic_products import add_product, interpretation, transposed_product
+from t5x_like.kernels.attention.mosaic_products import add_product, transposed_product
 from t5x_like.kernels.attention.mosaic_tiles import (
     COMPUTE,
     Stream,
     Tile,
-    compiler_params,
+    copy_keys,
+    launch,
+    query_block,
     split_work,
     spread,
-    stream_barriers,
+    stream,
     tile_logits,
+    visits_of,
 )
-from t5x_like.kernels.attention.triton_tiles import Plan, Visits, visit_all
+from t5x_like.kernels.attention.triton_tiles import Plan, visit_all
 
 
 class Inputs(NamedTuple):
@@ -72,28 +75,20 @@ def backward_q(
     batch, q_length, num_heads, head_dim = inputs.q.shape
     rows, dtype = blocks.q // COMPUTE, inputs.q.dtype
     own, numbers = plgpu.SMEM((COMPUTE, rows, head_dim), dtype), plgpu.SMEM((COMPUTE, rows), jnp.float32)
-    stream = Stream((plgpu.SMEM((blocks.stages, blocks.kv, head_dim), dtype),), *stream_barriers(1, blocks.stages))
     here = plgpu.Barrier(num_arrivals=4, num_barriers=COMPUTE)
-    run = plgpu.kernel(
+    keys = stream(blocks.stages, ((blocks.kv, head_dim), dtype))
+    return launch(
         functools.partial(_q_kernel, plan, blocks, kv_length, num_heads // inputs.k.shape[2]),
+        inputs,
         out_type=jax.ShapeDtypeStruct(inputs.q.shape, dtype),
-        scratch_types=[_QueryScratch(own, own, numbers, numbers, here, stream, stream)],
+        scratch=_QueryScratch(own, own, numbers, numbers, here, keys=keys, values=keys),
         grid=(num_heads, q_length // blocks.q, batch),
-        grid_names=("head", "block", "batch"),
-        num_threads=COMPUTE + 1,
-        thread_name="warpgroup",
-        compiler_params=compiler_params(),
-        interpret=interpretation(plan.interpreted),
+        interpreted=plan.interpreted,
     )
-    return run(*inputs)
 
 
-def _q_kernel(plan, blocks, kv_length, group, *refs):
-    *inputs, dq_ref, scratch = refs
-    inputs = Inputs(*inputs)
-    head, block, batch = (lax.axis_index(name) for name in ("head", "block", "batch"))
-    i = lax.axis_size("block") - 1 - block  # the last queries first: under a causal mask they have the most work
-    visits = Visits(*(inputs.visits[0, i, field] for field in range(6)))
+def _q_kernel(plan, blocks, kv_length, group, inputs: Inputs, dq_ref, scratch: _QueryScratch):
+    (batch, head, kv_head), i, visits = query_block(inputs, group)
 
     def compute(warpgroup):
         start = i * blocks.q + warpgroup * scratch.q.shape[1]
@@ -112,20 +107,7 @@ def _q_kernel(plan, blocks, kv_length, group, *refs):
         plgpu.copy_smem_to_gmem(own.q, dq_ref.at[batch, mine, head])
         plgpu.wait_smem_to_gmem(0)
 
-    def copy():
-        kv_head = lax.div(head, jnp.int32(group))
-
-        def step(n, j, plain):
-            at = (batch, pl.ds(j * blocks.kv, blocks.kv), kv_head)
-            scratch.keys.bring(n, inputs.k.at[at])
-            scratch.values.bring(n, inputs.v.at[at])
-            return n + 1
-
-        num_blocks = visit_all(visits, step, jnp.int32(0))
-        scratch.keys.drain(num_blocks)
-        scratch.values.drain(num_blocks)
-
-    split_work(compute, copy)
+    split_work(compute, lambda: copy_keys(inputs, visits, batch, kv_head, scratch.keys, scratch.values))
 
 
 def _sum_over_keys(plan, blocks, kv_length, visits, own: _QueryScratch, starts) -> Float[Array, "rows head_dim"]:
@@ -157,33 +139,22 @@ def backward_kv(
     batch, padded_length, num_kv_heads, head_dim = inputs.k.shape
     rows, dtype = blocks.kv // COMPUTE, inputs.q.dtype
     own = plgpu.SMEM((COMPUTE, rows, head_dim), dtype)
-    places = (
-        plgpu.SMEM((blocks.stages, blocks.q, head_dim), dtype),
-        plgpu.SMEM((blocks.stages, blocks.q), jnp.float32),
-    )
-    stream = Stream(places, *stream_barriers(2, blocks.stages))
+    here = plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTE)
+    queries = stream(blocks.stages, ((blocks.q, head_dim), dtype), ((blocks.q,), jnp.float32))
     shape = jax.ShapeDtypeStruct(inputs.k.shape, dtype)
-    run = plgpu.kernel(
+    return launch(
         functools.partial(_kv_kernel, plan, blocks, kv_length, inputs.q.shape[2] // num_kv_heads),
+        inputs,
         out_type=(shape, shape),
-        scratch_types=[
-            _KeyScratch(own, own, plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTE), stream, stream),
-        ],
+        scratch=_KeyScratch(own, own, here, queries=queries, outputs=queries),
         grid=(num_kv_heads, padded_length // blocks.kv, batch),
-        grid_names=("head", "block", "batch"),
-        num_threads=COMPUTE + 1,
-        thread_name="warpgroup",
-        compiler_params=compiler_params(),
-        interpret=interpretation(plan.interpreted),
+        interpreted=plan.interpreted,
     )
-    return run(*inputs)
 
 
-def _kv_kernel(plan, blocks, kv_length, group, *refs):
-    *inputs, dk_ref, dv_ref, scratch = refs
-    inputs = Inputs(*inputs)
+def _kv_kernel(plan, blocks, kv_length, group, inputs: Inputs, dk_ref, dv_ref, scratch: _KeyScratch):
     kv_head, j, batch = (lax.axis_index(name) for name in ("head", "block", "batch"))
-    visits = Visits(*(inputs.visits[0, j, field] for field in range(6)))
+    visits = visits_of(inputs, j)
 
     def compute(warpgroup):
         start = j * blocks.kv + warpgroup * scratch.k.shape[1]

@@ -9,25 +9,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks
 from t5x_like.kernels.attention.logits import MASK_VALUE
-from t5x_like.kernels.attention.mosaic_products import add_product, interpretation, transposed_product
+from t5x_like.kernels.attention.mosaic_products import add_product, transposed_product
 from t5x_like.kernels.attention.mosaic_tiles import (
     COMPUTE,
     Stream,
     Tile,
-    compiler_params,
+    copy_keys,
+    launch,
+    query_block,
     split_work,
     spread,
-    stream_barriers,
+    stream,
     tile_logits,
 )
-from t5x_like.kernels.attention.triton_tiles import Plan, Visits, visit_all
+from t5x_like.kernels.attention.triton_tiles import Plan, visit_all
 
 
 class Inputs(NamedTuple):
@@ -64,38 +65,28 @@ def forward(
     """Output and log-sum-exp. The grid is heads, query blocks, batch; `kv_length` is that without padding."""
     batch, q_length, num_heads, head_dim = inputs.q.shape
     rows, dtype = blocks.q // COMPUTE, inputs.q.dtype
-    stream = Stream((plgpu.SMEM((blocks.stages, blocks.kv, head_dim), dtype),), *stream_barriers(1, blocks.stages))
-    run = plgpu.kernel(
+    keys = stream(blocks.stages, ((blocks.kv, head_dim), dtype))
+    return launch(
         functools.partial(_kernel, plan, blocks, kv_length, num_heads // inputs.k.shape[2]),
+        inputs,
         out_type=(
             jax.ShapeDtypeStruct(inputs.q.shape, dtype),
             jax.ShapeDtypeStruct((batch, num_heads, q_length), jnp.float32),
         ),
-        scratch_types=[
-            _Scratch(
-                q=plgpu.SMEM((COMPUTE, rows, head_dim), dtype),
-                lse=plgpu.SMEM((COMPUTE, rows), jnp.float32),
-                q_here=plgpu.Barrier(num_barriers=COMPUTE),
-                keys=stream,
-                values=stream,
-            )
-        ],
+        scratch=_Scratch(
+            q=plgpu.SMEM((COMPUTE, rows, head_dim), dtype),
+            lse=plgpu.SMEM((COMPUTE, rows), jnp.float32),
+            q_here=plgpu.Barrier(num_barriers=COMPUTE),
+            keys=keys,
+            values=keys,
+        ),
         grid=(num_heads, q_length // blocks.q, batch),
-        grid_names=("head", "q_block", "batch"),
-        num_threads=COMPUTE + 1,
-        thread_name="warpgroup",
-        compiler_params=compiler_params(),
-        interpret=interpretation(plan.interpreted),
+        interpreted=plan.interpreted,
     )
-    return run(*inputs)
 
 
-def _kernel(plan, blocks, kv_length, group, *refs):
-    *inputs, o_ref, lse_ref, scratch = refs
-    inputs = Inputs(*inputs)
-    head, block, batch = (lax.axis_index(name) for name in ("head", "q_block", "batch"))
-    i = lax.axis_size("q_block") - 1 - block  # the last queries first: under a causal mask they have the most work
-    visits = Visits(*(inputs.visits[0, i, field] for field in range(6)))
+def _kernel(plan, blocks, kv_length, group, inputs: Inputs, o_ref, lse_ref, scratch: _Scratch):
+    (batch, head, kv_head), i, visits = query_block(inputs, group)
 
     def compute(warpgroup):
         start = i * blocks.q + warpgroup * scratch.q.shape[1]
@@ -114,20 +105,7 @@ def _kernel(plan, blocks, kv_length, group, *refs):
         plgpu.copy_smem_to_gmem(lse, lse_ref.at[batch, head, mine])
         plgpu.wait_smem_to_gmem(0)
 
-    def copy():
-        kv_head = lax.div(head, jnp.int32(group))
-
-        def step(n, j, plain):
-            at = (batch, pl.ds(j * blocks.kv, blocks.kv), kv_head)
-            scratch.keys.bring(n, inputs.k.at[at])
-            scratch.values.bring(n, inputs.v.at[at])
-            return n + 1
-
-        num_blocks = visit_all(visits, step, jnp.int32(0))
-        scratch.keys.drain(num_blocks)
-        scratch.values.drain(num_blocks)
-
-    split_work(compute, copy)
+    split_work(compute, lambda: copy_keys(inputs, visits, batch, kv_head, scratch.keys, scratch.values))
 
 
 def _attend(plan, blocks, kv_length, visits, q, scratch: _Scratch, starts) -> _State:

@@ -1,6 +1,7 @@
 """What the Mosaic GPU kernels share: warpgroups, blocks that come through barriers, and the logits of a tile."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,14 +12,27 @@ from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention.logits import attention_logits
 from t5x_like.kernels.attention.masks import position_rules
-from t5x_like.kernels.attention.triton_tiles import Plan
+from t5x_like.kernels.attention.mosaic_products import interpretation
+from t5x_like.kernels.attention.triton_tiles import Plan, Visits, visit_all
 
 COMPUTE = 2
 """Warpgroups that compute; the one after them copies."""
 
 
-def compiler_params() -> plgpu.CompilerParams:
-    return plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
+def launch(body: Callable, inputs: Any, out_type: Any, scratch: Any, grid: tuple[int, int, int], interpreted: bool):
+    """Runs body(inputs, *outputs, scratch) on a grid of heads, blocks and batch, with all warpgroups in a program."""
+    run = plgpu.kernel(
+        lambda *refs: body(type(inputs)(*refs[: len(inputs)]), *refs[len(inputs) :]),
+        out_type=out_type,
+        scratch_types=[scratch],
+        grid=grid,
+        grid_names=("head", "block", "batch"),
+        num_threads=COMPUTE + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        interpret=interpretation(interpreted),
+    )
+    return run(*inputs)
 
 
 def split_work(compute: Any, copy: Any):
@@ -78,12 +92,41 @@ class Stream(NamedTuple):
         plgpu.barrier_arrive(self.free.at[self.slot(n)])
 
 
-def stream_barriers(num_arrays: int, stages: int) -> tuple[plgpu.Barrier, plgpu.Barrier]:
-    """`Stream.here` and `Stream.free`."""
-    return (
-        plgpu.Barrier(num_arrivals=num_arrays, num_barriers=stages),
-        plgpu.Barrier(num_arrivals=COMPUTE, num_barriers=stages),
+def stream(stages: int, *blocks: tuple[tuple[int, ...], Any]) -> Stream:
+    """The scratch of a stream of arrays, given by the shape and dtype of their blocks."""
+    return Stream(
+        tuple(plgpu.SMEM((stages, *shape), dtype) for shape, dtype in blocks),
+        here=plgpu.Barrier(num_arrivals=len(blocks), num_barriers=stages),
+        free=plgpu.Barrier(num_arrivals=COMPUTE, num_barriers=stages),
     )
+
+
+def visits_of(inputs: Any, block: Array) -> Visits:
+    """The blocks of the other side with work for a block."""
+    return Visits(*(inputs.visits[0, block, field] for field in range(6)))
+
+
+def query_block(inputs: Any, group: int) -> tuple[tuple[Array, Array, Array], Array, Visits]:
+    """Where a program of the query blocks is: batch, query head and its key head; its block; that block's visits."""
+    head, block, batch = (lax.axis_index(name) for name in ("head", "block", "batch"))
+    # The last queries first: under a causal mask they have the most work.
+    i = lax.axis_size("block") - 1 - block
+    return (batch, head, lax.div(head, jnp.int32(group))), i, visits_of(inputs, i)
+
+
+def copy_keys(inputs: Any, visits: Visits, batch: Array, kv_head: Array, keys: Stream, values: Stream):
+    """Brings all blocks of keys and values with work."""
+    length = keys.places[0].shape[1]
+
+    def step(n, j, plain):
+        at = (batch, pl.ds(j * length, length), kv_head)
+        keys.bring(n, inputs.k.at[at])
+        values.bring(n, inputs.v.at[at])
+        return n + 1
+
+    num_blocks = visit_all(visits, step, jnp.int32(0))
+    keys.drain(num_blocks)
+    values.drain(num_blocks)
 
 
 class Tile(NamedTuple):
