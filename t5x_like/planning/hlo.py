@@ -101,6 +101,14 @@ class Module:
         size = lambda name: (sum(i.cycles for i in self.computations[name].values()), len(self.computations[name]))
         return max(branches, key=size)
 
+    def inside(self, instruction: Instruction) -> Iterator[Instruction]:
+        """What a fusion or the start of an asynchronous call stands for, also behind calls of its own."""
+        for name in instruction.called("calls", "to_apply"):
+            for inner in self.computations.get(name, {}).values():
+                yield inner
+                if inner.opcode in ("call", "fusion"):
+                    yield from self.inside(inner)
+
     def executions(
         self, name: str | None = None, times: float = 1, outer: float | None = None
     ) -> Iterator[tuple[Instruction, float]]:

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from t5x_like.planning import collectives
@@ -122,6 +123,15 @@ def predict(module: Module, network: collectives.Network) -> Timing:
     return Timing(seconds, sum(scopes.values()), player.kernels, ranked, scopes, timeline, module.assumed_loops())
 
 
+@dataclass
+class _Moves:
+    """What an instruction does with collectives: ends and starts asynchronous ones, by key, or runs whole ones."""
+
+    ends: list[str] = field(default_factory=list)
+    starts: dict[str, Instruction] = field(default_factory=dict)
+    whole: list[Instruction] = field(default_factory=list)
+
+
 class _Player:
     def __init__(self, module: Module, network: collectives.Network):
         self.module, self.network = module, network
@@ -142,36 +152,72 @@ class _Player:
           offset: when the (first) run begins.
           stretch: turns that the timeline shows as one.
         """
-        computation = self.module.computations[name]
         now, network_free = 0.0, 0.0
         flying: dict[str, tuple[float, Collective, float]] = {}
-        for instruction in computation.values():
-            kind = collectives.kind_of(instruction)
-            at = offset + now * stretch
-            if kind is not None:
-                total, seconds = self._account(instruction, kind, times)
-                if instruction.opcode.endswith("-start"):
-                    network_free = max(network_free, now) + seconds
-                    flying[instruction.name] = (network_free, total, now)
-                else:
-                    begin = max(now, network_free)
-                    total.exposed += (begin - now + seconds) * times
-                    now = network_free = begin + seconds
-                    self.timeline.append(
-                        Segment(f"{kind} {total.axes}", "collective", at, (now * stretch + offset) - at)
-                    )
-            elif instruction.opcode.endswith("-done") and instruction.operands[0] in flying:
-                end, total, begin = flying.pop(instruction.operands[0])
+
+        def wait(total: Collective, until: float) -> float:
+            total.exposed += (until - now) * times
+            label, length = f"{total.kind} {total.axes}", (until - now) * stretch
+            self.timeline.append(Segment(label, "collective", offset + now * stretch, length))
+            return until
+
+        for instruction, moves in self._moves(self.module.computations[name]):
+            for key in moves.ends:
+                end, total, begin = flying.pop(key)
                 total.overlapped += times if now > begin else 0
-                if end > now:
-                    total.exposed += (end - now) * times
-                    self.timeline.append(Segment(f"{total.kind} {total.axes}", "collective", at, (end - now) * stretch))
-                    now = end
+                now = wait(total, end) if end > now else now
+            for key, collective in moves.starts.items():
+                total, seconds = self._account(collective, times)
+                network_free = max(network_free, now) + seconds
+                flying[key] = (network_free, total, now)
+            at = offset + now * stretch
+            if instruction.opcode == "fusion":
+                now += self._compute(instruction, moves.whole, times, at, stretch)
+            elif moves.whole:
+                total, seconds = self._account(instruction, times)
+                now = network_free = wait(total, max(now, network_free) + seconds)
             elif instruction.opcode in ("while", "conditional", "call"):
                 now += self._nested(instruction, times, outer, at, stretch)
-            else:
-                now += self._compute(instruction, times, at, stretch)
+            elif not moves.starts and not moves.ends:
+                now += self._compute(instruction, [], times, at, stretch)
         return now
+
+    def _moves(self, computation: dict[str, Instruction]) -> Iterator[tuple[Instruction, _Moves]]:
+        """Each instruction, and its collectives.
+
+        A collective is one instruction, or a pair of start and end, around a call where it runs on a SparseCore, or a
+        chain of fusions of one channel, which carry it on beside what they compute.
+        """
+        inside = {name: self._collectives_inside(instruction) for name, instruction in computation.items()}
+        chains: dict[str, list[str]] = defaultdict(list)
+        for name, found in inside.items():
+            for collective in found:
+                chains[_channel(collective)].append(name)
+        started: set[str] = set()
+        for name, instruction in computation.items():
+            moves = _Moves()
+            if instruction.opcode.endswith("-done") and instruction.operands[0] in started:
+                moves.ends.append(instruction.operands[0])
+            for collective in inside[name]:
+                chain = chains[_channel(collective)]
+                if instruction.opcode.endswith("-start"):
+                    moves.starts[name] = collective
+                elif instruction.opcode != "fusion" or len(chain) == 1:
+                    moves.whole.append(collective)
+                elif name == chain[0]:
+                    moves.starts[_channel(collective)] = collective
+                elif name == chain[-1]:
+                    moves.ends.append(_channel(collective))
+            started |= moves.starts.keys()
+            yield instruction, moves
+
+    def _collectives_inside(self, instruction: Instruction) -> list[Instruction]:
+        """The collectives that an instruction is, fuses, or starts beside the computation."""
+        if collectives.kind_of(instruction) is not None:
+            return [instruction]
+        if instruction.opcode not in ("fusion", "async-start"):
+            return []
+        return [inner for inner in self.module.inside(instruction) if collectives.kind_of(inner) is not None]
 
     def _nested(self, instruction: Instruction, times: float, outer: float | None, at: float, stretch: float) -> float:
         if instruction.opcode == "while":
@@ -180,11 +226,13 @@ class _Player:
             return turns * self.play(body, times * turns, turns, at, stretch * turns)
         return self.play(self.module.branch(instruction), times, outer, at, stretch)
 
-    def _compute(self, instruction: Instruction, times: float, at: float, stretch: float) -> float:
+    def _compute(
+        self, instruction: Instruction, fused: list[Instruction], times: float, at: float, stretch: float
+    ) -> float:
         seconds = self._seconds_of(instruction)
         hidden = 0.0
-        for inner in self._fused_collectives(instruction):
-            total, needed = self._account(inner, collectives.kind_of(inner), times)
+        for collective in fused:
+            total, needed = self._account(collective, times)
             total.overlapped += times
             hidden += needed
             total.exposed += max(0.0, needed - seconds) * times
@@ -196,13 +244,8 @@ class _Player:
             self.kernels += seconds * times
         return max(seconds, hidden)
 
-    def _fused_collectives(self, instruction: Instruction) -> list[Instruction]:
-        if instruction.opcode != "fusion":
-            return []
-        inside = [i for name in instruction.called("calls") for i in self.module.computations.get(name, {}).values()]
-        return [i for i in inside if collectives.kind_of(i) is not None]
-
-    def _account(self, instruction: Instruction, kind: str, times: float) -> tuple[Collective, float]:
+    def _account(self, instruction: Instruction, times: float) -> tuple[Collective, float]:
+        kind = collectives.kind_of(instruction)
         group = collectives.first_group(instruction, len(self.network.coords))
         axes, size = self.network.axes_of(group), collectives.bytes_of(instruction)
         seconds = self.network.seconds(kind, size, group)
@@ -227,6 +270,10 @@ class _Player:
         numbers = {name: float(n) for name, n in re.findall(r'"(flops|bytes_accessed)":"?(\d+)', instruction.rest)}
         flops = numbers.get("flops", 0) / self.chip.peak_flops
         return max(flops, numbers.get("bytes_accessed", 0) / self.chip.memory_bandwidth) / KERNEL_EFFICIENCY
+
+
+def _channel(collective: Instruction) -> str:
+    return collective.attribute(r"channel_id=(\d+)") or collective.name
 
 
 def _merged(segments: list[Segment], seconds: float, most: int = 400) -> list[Segment]:

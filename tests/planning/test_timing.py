@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,36 @@ def test_a_collective_that_outlasts_what_hides_it_is_exposed_for_the_rest():
     text = PROGRAM.replace('"estimated_cycles":"17500000"', '"estimated_cycles":"175"')
     reduce = predict(parse_module(text), NETWORK).collectives[1]
     assert reduce.exposed == pytest.approx(reduce.seconds - 175 / CLOCK)
+
+
+OFFLOADED = """%reduced (p: f32[1000,1000]) -> f32[1000,1000] {
+  ROOT %inner = f32[1000,1000]{1,0} all-reduce(%p), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%sum
+}
+
+%on_sparse_core (p: f32[1000,1000]) -> f32[1000,1000] {
+  ROOT %run = f32[1000,1000]{1,0} call(%p), to_apply=%reduced
+}
+
+"""
+
+
+def test_a_collective_may_run_in_a_call_beside_the_computation():
+    start = 'async-start(%param), async_execution_thread="sparsecore", calls=%on_sparse_core'
+    text = re.sub(r"all-reduce-start\(.*", start, PROGRAM).replace("all-reduce-done(", "async-done(")
+    text = text.replace("ENTRY", OFFLOADED + "ENTRY")
+    assert predict(parse_module(text), NETWORK).collectives == predict(parse_module(PROGRAM), NETWORK).collectives
+
+
+def test_a_chain_of_fusions_is_one_collective():
+    groups = "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}"
+    step = "%step (p: f32[1000,1000]) -> f32[1000,1000] {{\n  ROOT %{} = f32[1000,1000]{{1,0}} {}\n}}\n\n"
+    fused = step.format("reduced", f"all-reduce(%p), channel_id=1, {groups}, to_apply=%sum")
+    lines = [f"  %part.{i} = f32[1000,1000]{{1,0}} fusion(%param), kind=kCustom, calls=%step" for i in range(2)]
+    text = re.sub(r"  %all-reduce-start =.*", "\n".join(lines), PROGRAM).replace("ENTRY", fused + "ENTRY")
+    end = "%all-reduce-done = f32[1000,1000]{1,0} fusion(%part.1), kind=kCustom, calls=%step"
+    text = re.sub(r"%all-reduce-done =.*", end, text)
+    _, reduce = predict(parse_module(text), NETWORK).collectives
+    assert (reduce.count, reduce.overlapped, reduce.bytes, reduce.exposed) == (1, 1, 4 * 10**6, 0)
 
 
 def test_kernels_take_their_own_estimate():
