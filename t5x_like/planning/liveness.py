@@ -154,17 +154,18 @@ def batch_shares(mesh: Mapping[str, int]) -> int:
     return math.prod(mesh[axis] for axis in dict(RULES)["batch"])
 
 
-def sharded_size(mesh: dict[str, int], rows: set[int], length: int, tensor_dims: set[int], state: dict) -> Size:
+def sharded_size(mesh: dict[str, int], rows: set[int], lengths: set[int], tensor_dims: set[int], state: dict) -> Size:
     """Sizes on a device by shape alone: what has rows is split as the batch is, what has heads as they are.
 
     Args:
       mesh: sizes of its axes.
       rows: of the batch and of a microbatch.
-      length: of a sequence.
+      lengths: of the sequences.
       tensor_dims: sizes of dims that the tensor axis splits (heads, hidden units, vocabulary).
       state: bytes on a device of parameters (and what is shaped like them) by shape.
     """
     shares_of_rows = batch_shares(mesh)
+    with_rows = rows | {count * length for count in rows for length in lengths}
 
     def size(aval: Any) -> int:
         if not hasattr(aval, "shape") or not jax.dtypes.issubdtype(aval.dtype, jax.numpy.generic):
@@ -173,10 +174,10 @@ def sharded_size(mesh: dict[str, int], rows: set[int], length: int, tensor_dims:
         if aval.dtype.itemsize == 4 and aval.shape in state:
             return state[aval.shape]
         shares = 1
-        if any(dim in rows or dim in {n * length for n in rows} for dim in aval.shape):
+        if not with_rows.isdisjoint(aval.shape):
             shares *= shares_of_rows
-            shares *= mesh["sequence"] if length in aval.shape else 1
-        if any(dim in tensor_dims for dim in aval.shape):
+            shares *= mesh["sequence"] if not lengths.isdisjoint(aval.shape) else 1
+        if not tensor_dims.isdisjoint(aval.shape):
             shares *= mesh["tensor"]
         return whole // shares
 

@@ -52,7 +52,7 @@ def test_a_loop_keeps_what_the_backward_pass_reads():
 
 def test_sizes_on_a_mesh():
     mesh = {"data": 2, "fsdp": 4, "expert": 1, "sequence": 1, "tensor": 2}
-    size = sharded_size(mesh, {16}, 128, {512}, {(512, 64): 999})
+    size = sharded_size(mesh, {16}, {128}, {512}, {(512, 64): 999})
     shape = lambda *dims, dtype=jnp.float32: jax.ShapeDtypeStruct(dims, dtype)
     assert size(shape(16, 128, 64)) == 16 * 128 * 64 * 4 // 8
     assert size(shape(16 * 128, 512)) == 16 * 128 * 512 * 4 // 16
