@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import optax
-from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
 from t5x_like.data.build import DataConfig
@@ -88,6 +87,8 @@ class Job(NamedTuple):
         lines = [f"{self.num_parameters:,} parameters{of_which}, {flops}; mesh: {describe_mesh(self.mesh)}"]
         rows = next(iter(self.batch.values())).shape[0]
         lines += describe_stages(self.model, self.mesh.shape, rows, self.row_lengths, self.num_microbatches)
+        if whole := left_whole(self.state.params, self.mesh):
+            lines.append(f"whole on every device, as no axis of the mesh divides them: {'; '.join(whole)}")
         known = peak_flops_per_second(self.mesh.devices.flat[0]) is not None
         return "\n".join([*lines, COUNTING_RULE] if known else lines)
 
@@ -119,8 +120,6 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
     )
     step = traced_with(experiment.mesh, step)
     state = abstract_state(create, spec.axes, mesh)
-    if whole := left_whole(state.params, mesh):
-        logging.warning("Whole on every device, as no axis of the mesh divides them: %s.", "; ".join(whole))
     batch = batch_target(experiment.data, mesh)
     return Job(
         model, mesh, spec, create, state, batch, step, schedule, experiment.mesh.xla_profile, run.num_microbatches

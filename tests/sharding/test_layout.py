@@ -1,6 +1,5 @@
 import jax
 import pytest
-from absl import logging
 
 from t5x_like.errors import UserError
 from t5x_like.sharding import layout
@@ -27,16 +26,13 @@ def test_the_table_says_how_each_parameter_lies(tmp_path):
 
 
 def test_large_parameters_that_nothing_splits_are_named(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(logging, "warning", lambda *message: said.append(message[0] % message[1:]))
     monkeypatch.setattr(setup, "left_whole", lambda params, mesh: layout.left_whole(params, mesh, least_bytes=128))
-    job(tmp_path, data=2, fsdp=2, tensor=2)
-    [warning] = said
-    assert "final_norm/scale (32, 0 MiB)" in warning
-    assert "embedding" not in warning
-    said.clear()
-    job(tmp_path, data=8)  # which is to have whole parameters on every device
-    assert said == []
+    lines = job(tmp_path, data=2, fsdp=2, tensor=2).describe().splitlines()
+    [named] = [line for line in lines if line.startswith("whole on every device")]
+    assert "final_norm/scale (32, 0 MiB)" in named
+    assert "embedding" not in named
+    # All data parallelism is to have whole parameters on every device.
+    assert "whole on every device" not in job(tmp_path, data=8).describe()
 
 
 @pytest.mark.parametrize(

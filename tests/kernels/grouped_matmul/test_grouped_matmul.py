@@ -201,9 +201,10 @@ def test_auto_takes_the_best_that_can_and_says_so(monkeypatch, chip, num_devices
     said = []
     monkeypatch.setattr(choice.logging, "info", said.append)
     choice.log_once.cache_clear()
-    mesh = jax.sharding.AbstractMesh((num_devices,), ("data",))
+    mesh = jax.sharding.AbstractMesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    arrays = LHS.astype(dtype), RHS.astype(dtype), SIZES
     with compiling_for(chip), jax.sharding.use_abstract_mesh(mesh):
-        jax.eval_shape(lambda *arrays: grouped_matmul(*arrays), LHS.astype(dtype), RHS.astype(dtype), SIZES)
+        jax.eval_shape(lambda *arrays: grouped_matmul(*arrays), *arrays)
     assert said[0].startswith(f"grouped_matmul: {backend}, the first backend that can do it. Not: ")
 
 
