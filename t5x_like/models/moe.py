@@ -328,7 +328,8 @@ def mix(
         y = by_equal_rows(x, rows, factors, compute, num_experts, shares)
     else:
         exchange = by_ring if config.dispatch.exchange == "ring" else by_ragged_all_to_all
-        compute = partial(compute, backend=config.dispatch.backend)
+        # On the average device, experts get as many rows as its own tokens make.
+        compute = partial(compute, backend=config.dispatch.backend, expected_rows=experts.size)
         y, dropped = exchange(x, experts, factors, compute, num_experts, shares, config.dispatch.buffer_factor)
     assigned = jnp.sum(experts[..., None] == jnp.arange(num_experts), axis=(0, 1))
     return y, sums_over_tokens(config.router, logits, is_token, assigned, dropped)
@@ -351,13 +352,17 @@ def run_experts(
     x: Float[Array, "*rows embed"],
     sizes: Int[Array, "experts"] | None,
     backend: str = "auto",
+    expected_rows: int | None = None,
 ) -> Float[Array, "*rows embed"]:
-    """All experts on their rows: [rows, embed] sorted by expert, or [experts, rows, embed] where `sizes` is None."""
+    """All experts on their rows: [rows, embed] sorted by expert, or [experts, rows, embed] where `sizes` is None.
+
+    `expected_rows` is that of `grouped_matmul`.
+    """
     if sizes is None:
         multiply = lambda x, kernel: jnp.einsum("esd,edf->esf", x, kernel)
         pick = lambda bias: bias[:, None]
     else:
-        multiply = lambda x, kernel: grouped_matmul(x, kernel, sizes, backend=backend)
+        multiply = lambda x, kernel: grouped_matmul(x, kernel, sizes, expected_rows=expected_rows, backend=backend)
         # A product with a one-hot matrix, since the gradient of a gather would be a scatter-add.
         expert = jnp.sum(jnp.arange(len(x))[:, None] >= jnp.cumsum(sizes), axis=1)
         one_hot = jax.nn.one_hot(expert, len(sizes), dtype=x.dtype)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.grouped_matmul import grouped_matmul
 from t5x_like.planning.flops import count_flops
 
 X, W = np.ones((64, 32), np.float32), np.ones((32, 48), np.float32)
@@ -48,3 +50,11 @@ def test_a_manual_body_counts_on_all_its_devices():
 def test_of_a_condition_the_most_expensive_branch():
     choose = lambda x: jax.lax.cond(x[0, 0] > 0, lambda: jnp.sum(x @ W @ W.T), lambda: 0.0)
     assert count_flops(jax.make_jaxpr(choose)(X)) == 2 * 2 * 64 * 32 * 48
+
+
+def test_grouped_products_count_the_rows_that_are_expected():
+    lhs, rhs, sizes = (jax.ShapeDtypeStruct(*a) for a in (((512, 128), "f4"), ((4, 128, 256), "f4"), ((4,), "i4")))
+    loss = lambda lhs, rhs, sizes: grouped_matmul(lhs, rhs, sizes, expected_rows=100).sum()
+    with compiling_for("v5p"):
+        traced = jax.make_jaxpr(jax.grad(loss, (0, 1)))(lhs, rhs, sizes)
+    assert count_flops(traced) == 3 * 2 * 100 * 128 * 256

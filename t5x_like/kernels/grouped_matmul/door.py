@@ -21,31 +21,38 @@ class Call(NamedTuple):
     lhs: Float[Array, "m k"]
     rhs: Float[Array, "g k n"]
     group_sizes: Int[Array, "g"]
+    expected_rows: int
+
+    @property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        return self.lhs, self.rhs, self.group_sizes
 
 
 def _tpu(call: Call) -> Array:
     from t5x_like.kernels.grouped_matmul.tpu import PRODUCTS, Plan  # Pallas takes long to import
 
     chip = target_chip()
-    return differentiable(PRODUCTS, Plan(tpu_tuning(chip), block_sizes.tuning(chip).vmem_limit_bytes), *call)
+    plan = Plan(tpu_tuning(chip), block_sizes.tuning(chip).vmem_limit_bytes, call.expected_rows)
+    return differentiable(PRODUCTS, plan, *call.arrays)
 
 
 def _triton(call: Call) -> Array:
     from t5x_like.kernels.grouped_matmul.triton import PRODUCTS, Plan
 
-    return differentiable(PRODUCTS, Plan(gpu_tuning(target_chip()), interpreted()), *call)
+    plan = Plan(gpu_tuning(target_chip()), interpreted(), call.expected_rows)
+    return differentiable(PRODUCTS, plan, *call.arrays)
 
 
 def _reference(call: Call) -> Array:
     from t5x_like.kernels.grouped_matmul.plain import reference
 
-    return reference(*call)
+    return reference(*call.arrays)
 
 
 def _chunked(call: Call) -> Array:
     from t5x_like.kernels.grouped_matmul.plain import CHUNKED
 
-    return differentiable(CHUNKED, None, *call)
+    return differentiable(CHUNKED, None, *call.arrays)
 
 
 def tpu_refusal(call: Call) -> str | None:
@@ -85,7 +92,12 @@ BACKENDS: dict[str, Backend] = {
 
 
 def grouped_matmul(
-    lhs: Float[Array, "m k"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"], *, backend: str = "auto"
+    lhs: Float[Array, "m k"],
+    rhs: Float[Array, "g k n"],
+    group_sizes: Int[Array, "g"],
+    *,
+    expected_rows: int | None = None,
+    backend: str = "auto",
 ) -> Float[Array, "m n"]:
     """Multiplies each row by the matrix of its group: the first group_sizes[0] rows by rhs[0], the next by rhs[1], ...
 
@@ -96,13 +108,15 @@ def grouped_matmul(
       lhs: rows, those of a group together, in the order of the groups.
       rhs: a matrix per group, of the same dtype.
       group_sizes: rows of each group; their sum is at most m.
+      expected_rows: about what that sum will be, from which the compiler estimates the kernels' time; None: m.
       backend: a name in BACKENDS, or "auto".
 
     Raises:
       UserError: if shapes or dtypes do not fit, or the backend is unknown or cannot do what is asked.
     """
     _check(lhs, rhs, group_sizes)
-    call = Call(*vary_alike(*map(jnp.asarray, (lhs, rhs, group_sizes))))
+    rows = len(lhs) if expected_rows is None else min(expected_rows, len(lhs))
+    call = Call(*vary_alike(*map(jnp.asarray, (lhs, rhs, group_sizes))), rows)
     return choose("grouped_matmul", BACKENDS, backend, call).run(call)
 
 

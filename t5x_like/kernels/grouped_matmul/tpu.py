@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t5x_like.kernels.attention.blocks import pad
 from t5x_like.kernels.dot import dot
+from t5x_like.kernels.grouped_matmul.cost import estimated_cost
 from t5x_like.kernels.grouped_matmul.groups import tiles_of_rows
 from t5x_like.kernels.grouped_matmul.products import Products
 from t5x_like.kernels.grouped_matmul.tile_sizes import Tuning, tpu_tiles
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
 
     tuning: Tuning
     vmem_limit_bytes: int
+    expected_rows: int
 
 
 def _forward(plan: Plan, lhs: Float[Array, "m k"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"]):
@@ -96,7 +98,7 @@ def _multiply(plan: Plan, product: str, rows: Array, rhs: Array, group_sizes: Ar
         ),
         out_shape=shape_varying_like((len(rows), steps_out * size_out), rows.dtype, (rows, rhs)),
         compiler_params=_compiler_params(plan, ("parallel", "arbitrary", "arbitrary")),
-        cost_estimate=_cost(shape[0], rhs, steps_out * rows.nbytes + rhs.nbytes),
+        cost_estimate=estimated_cost(plan.expected_rows, rhs, (rows, steps_out)),
         name=f"grouped_matmul_{product}",
     )
     return run(*visits, rows, rhs)[: shape[0], : shape[1]]
@@ -159,7 +161,7 @@ def _drhs(plan: Plan, lhs: Float[Array, "m k"], dout: Float[Array, "m n"], group
         ),
         out_shape=shape_varying_like((shape[0], lhs.shape[1], dout.shape[1]), lhs.dtype, (lhs, dout)),
         compiler_params=_compiler_params(plan, ("parallel", "parallel", "arbitrary")),
-        cost_estimate=_cost(len(lhs), result, steps_n * lhs.nbytes + steps_k * dout.nbytes),
+        cost_estimate=estimated_cost(plan.expected_rows, result, (lhs, steps_n), (dout, steps_k)),
         name="grouped_matmul_drhs",
     )
     return run(*visits, lhs, dout)[:, : shape[1], : shape[2]]
@@ -191,11 +193,6 @@ def _drhs_kernel(group, tile, first, end, lhs_ref, dout_ref, out_ref, sum_ref):
 
 def _compiler_params(plan: Plan, dimension_semantics: tuple[str, ...]) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=dimension_semantics, vmem_limit_bytes=plan.vmem_limit_bytes)
-
-
-def _cost(num_rows: int, rhs: Array | jax.ShapeDtypeStruct, bytes_accessed: int) -> pl.CostEstimate:
-    _, k, n = rhs.shape
-    return pl.CostEstimate(flops=2 * num_rows * k * n, transcendentals=0, bytes_accessed=bytes_accessed)
 
 
 PRODUCTS = Products(_forward, _dlhs, _drhs)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention.blocks import pad
 from t5x_like.kernels.dot import dot
+from t5x_like.kernels.grouped_matmul.cost import estimated_cost
 from t5x_like.kernels.grouped_matmul.groups import tiles_of_groups
 from t5x_like.kernels.grouped_matmul.products import Products
 from t5x_like.kernels.grouped_matmul.tile_sizes import TileSizes, Tuning, gpu_tiles
@@ -23,6 +24,7 @@ class Plan(NamedTuple):
 
     tuning: Tuning
     interpreted: bool
+    expected_rows: int
 
 
 def _forward(plan: Plan, lhs: Float[Array, "m k"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, "g"]):
@@ -51,7 +53,7 @@ def _multiply(plan: Plan, product: str, rows: Array, rhs: Array, group_sizes: Ar
         out_shape=shape_varying_like((len(rows), rhs.shape[2 - contract]), rows.dtype, (rows, rhs)),
         interpret=plan.interpreted,
         compiler_params=_compiler_params(),
-        cost_estimate=_cost(2 * len(rows) * rhs.shape[1] * rhs.shape[2], rows, rhs),
+        cost_estimate=estimated_cost(plan.expected_rows, rhs, (rows, steps_out)),
         name=f"grouped_matmul_{product}",
     )
     return run(tiles.group, tiles.first, tiles.end, rows, rhs)[:, :dim_out]
@@ -91,7 +93,9 @@ def _drhs(plan: Plan, lhs: Float[Array, "m k"], dout: Float[Array, "m n"], group
         out_shape=shape_varying_like((num_groups, lhs.shape[1], dout.shape[1]), lhs.dtype, (lhs, dout)),
         interpret=plan.interpreted,
         compiler_params=_compiler_params(),
-        cost_estimate=_cost(2 * num_rows * lhs.shape[1] * dout.shape[1], lhs, dout),
+        cost_estimate=estimated_cost(
+            plan.expected_rows, result, (lhs, dout.shape[1] // sizes.n), (dout, lhs.shape[1] // sizes.k)
+        ),
         name="grouped_matmul_drhs",
     )
     return run(bounds, lhs, dout)[:, : result.shape[1], : result.shape[2]]
@@ -114,10 +118,6 @@ def _drhs_kernel(sizes: TileSizes, bounds_ref, lhs_ref, dout_ref, out_ref):
 
 def _compiler_params() -> plt.CompilerParams:
     return plt.CompilerParams(num_warps=8, num_stages=3)
-
-
-def _cost(flops: int, *read: Array) -> pl.CostEstimate:
-    return pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=sum(array.nbytes for array in read))
 
 
 PRODUCTS = Products(_forward, _dlhs, _drhs)
