@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from t5x_like.planning.report import duration, number
-from t5x_like.planning.topology import GiB
+from t5x_like.planning.topology import CHIPS, GiB
 
 RECIPES = {
     "gpt2_124m": ("--topology=v5p:2x2x1", "--topology=v6e:2x2"),
@@ -54,7 +54,7 @@ def row(recipe: str, flags: str) -> str:
         ]
         subprocess.run([sys.executable, "-m", "t5x_like", "plan", *command], check=True, stdout=sys.stderr)
         plan = json.load(answer)
-    chip, memory = plan["topology"]["chip"], plan["memory"]
+    capacity = CHIPS[plan["topology"]["chip_name"]].memory
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1)
     fits = plan["out_of_memory"] is None
     cells = (
@@ -63,22 +63,23 @@ def row(recipe: str, flags: str) -> str:
         mesh,
         number(plan["num_parameters"]),
         number(plan["tokens_per_step"]),
-        f"{memory['total'] / GiB:.1f} of {chip['memory'] / GiB:.1f}",
+        f"{plan['memory']['total'] / GiB:.1f} of {capacity / GiB:.1f}",
         *((duration(plan["seconds"]), f"{plan['mfu']:.1%}") if fits else ("does not fit", "")),
     )
     return f"| {' | '.join(cells)} |\n"
 
 
 def main(wanted: list[str]) -> None:
+    """Plans the wanted recipes, and keeps the rows of the others; each row is written as soon as it is known."""
     table = Path(__file__).parent.parent / "docs/plan.md"
-    former = {tuple(line.split(" | ")[:2]): line for line in table.read_text().splitlines(keepends=True)}
-    rows = []
-    for recipe, places in RECIPES.items():
-        for flags in places:
-            kept = former.get((f"| {recipe}", f"`{flags}`"))
-            rows.append(kept if kept and wanted and recipe not in wanted else row(recipe, flags))
-            print(rows[-1], end="", flush=True)
-    table.write_text(HEAD + "".join(rows))
+    lines = table.read_text().splitlines(keepends=True)
+    places = [(recipe, flags) for recipe, all_flags in RECIPES.items() for flags in all_flags]
+    rows = {place: line for place in places for line in lines if line.startswith(f"| {place[0]} | `{place[1]}` |")}
+    for recipe, flags in places:
+        if recipe in wanted or not wanted:
+            rows[recipe, flags] = row(recipe, flags)
+            print(rows[recipe, flags], end="", flush=True)
+            table.write_text(HEAD + "".join(rows[place] for place in places if place in rows))
 
 
 if __name__ == "__main__":
