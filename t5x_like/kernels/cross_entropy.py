@@ -148,18 +148,6 @@ def squared_error(
     )
 
 
-def mean_squared_error(
-    predictions: Float[Array, "tokens *features"],
-    targets: Float[Array, "tokens *features"],
-    weights: Float[Array, "tokens"],
-) -> LossSums:
-    """Squared error of a regression head, averaged over each token's features. Nothing counts as `correct`."""
-    square = jnp.square(predictions.astype(jnp.float32) - targets.astype(jnp.float32))
-    objective = jnp.sum(square.reshape(len(weights), -1).mean(axis=1) * lax.stop_gradient(weights))
-    zero = jnp.zeros((), jnp.float32)
-    return LossSums(objective, lax.stop_gradient(objective), zero, lax.stop_gradient(weights.sum()), zero)
-
-
 def _cross_entropy_of_logits(
     vocabulary: _Vocabulary, logits, is_label, *, z_loss: float, label_smoothing: float
 ) -> _TokenLosses:

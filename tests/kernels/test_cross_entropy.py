@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t5x_like.errors import UserError
-from t5x_like.kernels.cross_entropy import cross_entropy, mean_squared_error, squared_error
+from t5x_like.kernels.cross_entropy import cross_entropy, squared_error
 
 TOKENS, EMBED, VOCAB = 22, 8, 37
 
@@ -239,21 +239,6 @@ def test_squared_error_equals_its_formula(chunk_size):
 
 def optax_squared_error(x, head, labels, weights):
     return optax.squared_error(x @ head.T, jax.nn.one_hot(labels, VOCAB)).mean(axis=1) @ weights
-
-
-@pytest.mark.parametrize("features", [(), (3,)])
-def test_mean_squared_error_equals_optax(features):
-    rng = np.random.default_rng(1)
-    predictions, targets = jnp.asarray(rng.normal(size=(2, 6, *features)), jnp.float32)
-    weights = jnp.asarray([1, 0, 2, 0.5, 1, 0], jnp.float32)
-
-    def expected(predictions):
-        return optax.squared_error(predictions, targets).reshape(6, -1).mean(axis=1) @ weights
-
-    sums = mean_squared_error(predictions, targets, weights)
-    assert_close((sums.objective, sums.loss, sums.weight), (expected(predictions),) * 2 + (weights.sum(),), 1e-6)
-    gradient = jax.grad(lambda p: mean_squared_error(p, targets, weights).objective)(predictions)
-    assert_close(gradient, jax.grad(expected)(predictions), 1e-6)
 
 
 def test_an_empty_chunk_is_refused():
