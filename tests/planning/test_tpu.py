@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from t5x_like.commands.dry_run import known_vocabulary
+from t5x_like.config import parse_config
 from t5x_like.planning.compile import LIBTPU_ENVIRONMENT, compile_plan, has_compiler
+from t5x_like.planning.plan import Request
 from t5x_like.planning.topology import parse_topology
 from t5x_like.sharding.mesh import MeshConfig
+from t5x_like.training.experiment import Experiment
 from tests import toy
 
 pytestmark = [
@@ -43,6 +47,25 @@ def test_the_step_is_predicted(plan):
     assert 1e-6 < plan.timing.compute < plan.seconds < 1
     assert {c.axes for c in plan.timing.collectives} <= {"fsdp", "-"}
     assert any("Linear" in scope for scope in plan.timing.scopes)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_experts_run_their_kernels_within_stages(schedule):
+    bindings = [
+        "MeshConfig.data = 1",
+        "MeshConfig.fsdp = 2",
+        "MeshConfig.stage = 2",
+        "MeshConfig.expert = 2",
+        "StackConfig.scan_layers = True",
+        "StackConfig.pipeline = @PipelineConfig()",
+        "PipelineConfig.num_microbatches = 4",
+        f"PipelineConfig.schedule = '{schedule}'",
+    ]
+    experiment = parse_config(["runs/moe_tiny.gin"], bindings).build(Experiment)
+    plan = compile_plan(Request(experiment, parse_topology("v5p:2x2x2"), known_vocabulary(experiment)))
+    assert plan.timing.kernels > 0
+    assert any("grouped_matmul" in scope for scope in plan.timing.scopes)
+    assert ("collective-permute", "stage") in {(c.kind, c.axes) for c in plan.timing.collectives}
 
 
 @pytest.mark.parametrize("name", ["v6e:16x16", "v5e:16x16", "v5p:4x4x8", "v4:4x4x4", "v7x:4x4x4"])
