@@ -31,11 +31,9 @@ from t5x_like.models.parameters import (
     stack_modules,
 )
 from t5x_like.models.positions import AlibiConfig, RelativeBiasConfig
+from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.models.routers import RouterStats
 from t5x_like.sharding import pipeline
-
-NAMED_TENSORS = ("query", "key", "value", "attention", "mlp", "gate")
-"""What a block names with `checkpoint_name`, in the order it is computed; the kernels name `attention` themselves."""
 
 Vectors = Float[Array, "batch length embed"]
 Bias = Float[Array, "heads buckets"] | None
@@ -83,9 +81,9 @@ class StackConfig:
       final_norm: normalisation of the result; None: none.
       scan_layers: runs the cycles as one compiled loop over stacked parameters, so that compile time does not grow with
         depth; False unrolls them.
-      remat: what the backward pass finds of the forward pass: `none` recomputes nothing; `full` keeps each block's
-        input only; `dots` keeps the results of the projections; `names` keeps `remat_names`; `offload` keeps
-        `remat_names` in host memory. The rest is recomputed.
+      remat: what the backward pass finds of the forward pass: `none` recomputes what is elementwise at most; `full`
+        keeps each block's input only; `dots` keeps the results of the projections; `names` keeps `remat_names`;
+        `offload` keeps `remat_names` in host memory. The rest is recomputed.
       remat_names: tensors kept by `names` and `offload`, among query, key, value, attention, mlp, gate.
       pipeline: how the scanned cycles are pipelined where the mesh has stages.
     """
@@ -96,7 +94,7 @@ class StackConfig:
     position_bias: RelativeBiasConfig | AlibiConfig | None = None
     final_norm: NormConfig | None = NormConfig()
     scan_layers: bool = True
-    remat: Literal["none", "full", "dots", "names", "offload"] = "none"
+    remat: Remat = "none"
     remat_names: tuple[str, ...] = ()
     pipeline: PipelineConfig = PipelineConfig()
 
@@ -182,25 +180,7 @@ class StackConfig:
 
     def checkpointed(self, function: Callable, *, in_scan: bool) -> Callable:
         """`function` with this remat policy."""
-        policies = jax.checkpoint_policies
-        match self.remat:
-            case "none":
-                return function
-            case "full":
-                policy = None
-            case "dots":
-                policy = policies.dots_with_no_batch_dims_saveable
-            case "names":
-                policy = policies.save_only_these_names(*self.remat_names)
-            case "offload":
-                policy = policies.save_and_offload_only_these_names(
-                    names_which_can_be_saved=[],
-                    names_which_can_be_offloaded=list(self.remat_names),
-                    offload_src="device",
-                    offload_dst="pinned_host",
-                )
-        # Inside a scan the loop itself keeps XLA from merging the recomputation with the forward pass.
-        return jax.checkpoint(function, policy=policy, prevent_cse=not in_scan)
+        return checkpointed(function, self.remat, self.remat_names, in_scan=in_scan)
 
 
 class StackOutput(NamedTuple):

@@ -8,75 +8,44 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxprs_in_params
 
+from t5x_like.models.remat import ELEMENTWISE
 from t5x_like.sharding.logical import RULES
 
 Size = Callable[[Any], int]
 """Bytes on one device of a value's shape and dtype."""
 
-FUSED = frozenset(
-    {
-        "abs",
-        "add",
-        "and",
-        "broadcast_in_dim",
-        "clamp",
-        "convert_element_type",
-        "copy",
-        "cos",
-        "div",
-        "eq",
-        "erf",
-        "exp",
-        "exp2",
-        "expand_dims",
-        "floor",
-        "ge",
-        "gt",
-        "integer_pow",
-        "iota",
-        "le",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "mesh_cast",
-        "min",
-        "mul",
-        "name",
-        "ne",
-        "neg",
-        "not",
-        "or",
-        "pad",
-        "pow",
-        "pvary",
-        "random_bits",
-        "random_fold_in",
-        "random_seed",
-        "random_unwrap",
-        "random_wrap",
-        "reduce_precision",
-        "rem",
-        "reshape",
-        "rsqrt",
-        "select_n",
-        "sharding_constraint",
-        "shift_right_logical",
-        "sign",
-        "sin",
-        "slice",
-        "sqrt",
-        "square",
-        "squeeze",
-        "stop_gradient",
-        "sub",
-        "tanh",
-        "threefry2x32",
-        "transpose",
-        "xor",
-    }
-)
+FUSED = ELEMENTWISE | {
+    "and",
+    "bitcast_convert_type",
+    "custom_jvp_call",
+    "eq",
+    "ge",
+    "gt",
+    "iota",
+    "le",
+    "lt",
+    "mesh_cast",
+    "name",
+    "ne",
+    "not",
+    "or",
+    "pad",
+    "pvary",
+    "random_bits",
+    "random_fold_in",
+    "random_seed",
+    "random_unwrap",
+    "random_wrap",
+    "reduce_precision",
+    "rem",
+    "sharding_constraint",
+    "shift_right_logical",
+    "slice",
+    "stop_gradient",
+    "threefry2x32",
+    "transpose",
+    "xor",
+}
 """Primitives that a compiler computes inside their consumer: one that is read once takes no memory."""
 
 
@@ -137,8 +106,8 @@ class _Player:
         if name == "scan":
             (body,) = inner
             # A turn's slices of the stacked results are written in place; its carry exists twice.
-            carried = params["num_carry"]
-            return self.peak(body, set(body.outvars[carried:]))
+            pairs = zip(body.outvars, equation.outvars, strict=True)
+            return self.peak(body, {inner for inner, whole in pairs if inner.aval.ndim < whole.aval.ndim})
         if name == "shard_map":
             return max((_Player(_local_size).peak(p, set(p.outvars)) for p in inner), default=0)
         return max((self.peak(p, set(p.outvars)) for p in inner), default=0)

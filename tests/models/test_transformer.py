@@ -147,6 +147,16 @@ def test_remat_full_recomputes_and_none_does_not(tokens):
     assert num_dots("none") < num_dots("dots") + 1 <= num_dots("full")
 
 
+def test_in_a_loop_none_keeps_no_elementwise_results(tokens):
+    config = small(stack={"scan_layers": True})
+    graphdef, params = split(build(config))
+    loss = lambda params: jnp.sum(merge(graphdef, params)(toy.tokens(tokens))[0])
+    scans = [e for e in jax.make_jaxpr(jax.grad(loss))(params).eqns if e.primitive.name == "scan"]
+    kept = [v.aval.shape for v in scans[0].outvars if v.aval.shape[-1:] == (config.stack.block.feedforward.d_ff,)]
+    # Of the perceptron: what its two projections gave, but neither the gate's sigmoid nor their product.
+    assert kept == [(config.stack.num_layers, *tokens.shape, config.stack.block.feedforward.d_ff)] * 2
+
+
 def test_segments_do_not_see_each_other(tokens):
     model = build(CONFIGS["llama"])
     segment_ids = jnp.array([[1] * 5 + [2] * 4 + [0] * 3] * 2)
