@@ -25,7 +25,7 @@ LIBTPU_ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-PATIENCE = 1800
+PATIENCE = 3600
 """Seconds after which a compiler has got stuck."""
 INSTALL = "pip install 't5x_like[plan]'"
 
