@@ -131,7 +131,7 @@ def grouped_backends_table() -> str:
         shapes = ((8, 4), (2, 4, 3))
         arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
         with compiling_for(chips.get(backend, "cpu")):
-            refusal = grouped.BACKENDS[backend].refusal(grouped.Call(*arrays, jax.ShapeDtypeStruct((2,), jnp.int32)))
+            refusal = grouped.BACKENDS[backend].refusal(grouped.Call(*arrays, jax.ShapeDtypeStruct((2,), jnp.int32), 1))
         return refusal or "yes"
 
     rows = [[name, *(answer(b, name) for b in grouped.BACKENDS)] for name in ("bfloat16", "float16", "float32")]

@@ -14,7 +14,7 @@ from t5x_like.planning.report import duration, number
 from t5x_like.planning.topology import CHIPS, GiB
 
 RECIPES = {
-    "gpt2_124m": ("--topology=v5p:2x2x1", "--topology=v6e:2x2 --gin_file=meshes/tpu_v6e.gin"),
+    "gpt2_124m": ("--topology=v5p:2x2x1", "--topology=v6e:2x2"),
     "t5_1_1_xxl": ("--topology=v5p:4x4x4", "--topology=v6e:8x8"),
     "llama3_8b": ("--topology=v5p:4x4x4", "--topology=v6e:8x8 --gin_file=meshes/tpu_v6e.gin"),
     "llama3_70b": (
