@@ -35,7 +35,7 @@ PREPARED = ("t5_1_1_xxl", "mixtral_8x7b", "deepseek_v3")
 HEAD = """# What the recipes take
 Written by `python scripts/plan_recipes.py`, which asks `t5x_like plan --gin_file=runs/RECIPE.gin` with the flags below:
 it compiles each recipe's own training step for chips that are not there. Memory is the compiler's; time and MFU are
-estimates (the compiler's cycles and the network's bandwidth).
+estimates (the compiler's cycles and the network's bandwidth). Two thousand chips take the compiler half an hour.
 
 | recipe | flags | mesh | parameters | tokens per step | GiB per device | step | MFU |
 |---|---|---|---|---|---|---|---|

@@ -190,24 +190,23 @@ class _Player:
         """
         inside = {name: self._collectives_inside(instruction) for name, instruction in computation.items()}
         chains: dict[str, list[str]] = defaultdict(list)
-        for name, found in inside.items():
-            for collective in found:
-                chains[_channel(collective)].append(name)
+        for name, instruction in computation.items():
+            for channel in {_channel(collective) for collective in inside[name] if instruction.opcode == "fusion"}:
+                chains[channel].append(name)
         started: set[str] = set()
         for name, instruction in computation.items():
             moves = _Moves()
             if instruction.opcode.endswith("-done") and instruction.operands[0] in started:
                 moves.ends.append(instruction.operands[0])
-            for collective in inside[name]:
-                chain = chains[_channel(collective)]
+            for channel, collective in {_channel(collective): collective for collective in inside[name]}.items():
                 if instruction.opcode.endswith("-start"):
                     moves.starts[name] = collective
-                elif instruction.opcode != "fusion" or len(chain) == 1:
+                elif instruction.opcode != "fusion" or len(chains[channel]) == 1:
                     moves.whole.append(collective)
-                elif name == chain[0]:
-                    moves.starts[_channel(collective)] = collective
-                elif name == chain[-1]:
-                    moves.ends.append(_channel(collective))
+                elif name == chains[channel][0]:
+                    moves.starts[channel] = collective
+                elif name == chains[channel][-1]:
+                    moves.ends.append(channel)
             started |= moves.starts.keys()
             yield instruction, moves
 

@@ -70,6 +70,14 @@ def test_a_chain_of_fusions_is_one_collective():
     assert (reduce.count, reduce.overlapped, reduce.bytes, reduce.exposed) == (1, 1, 4 * 10**6, 0)
 
 
+def test_a_fusion_may_share_its_channel_with_a_collective_of_its_own():
+    groups = "channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%sum"
+    fused = f"%step (p: f32[9]) -> f32[9] {{\n  ROOT %r = f32[1000,1000]{{1,0}} all-reduce(%p), {groups}\n}}\n\n"
+    lone = "  %lone = f32[1000,1000]{1,0} fusion(%param), kind=kCustom, calls=%step\n"
+    text = PROGRAM.replace("  %all-reduce-done", lone + "  %all-reduce-done").replace("ENTRY", fused + "ENTRY")
+    assert {c.kind: c.count for c in predict(parse_module(text), NETWORK).collectives}["all-reduce"] == 2
+
+
 def test_kernels_take_their_own_estimate():
     kernel = (
         '  %kernel = f32[8]{0} custom-call(%param), custom_call_target="tpu_custom_call", '
