@@ -5,7 +5,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from t5x_like.training.metrics import read_metrics
+from t5x_like.reporting.metrics import read_metrics
 
 
 def main(model_dir: str) -> int:

@@ -21,9 +21,9 @@ from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
 from t5x_like.kernels.attention.block_sizes import TUNINGS
 from t5x_like.kernels.attention.door import BACKENDS
 from t5x_like.kernels.attention.gpu_block_sizes import FLOAT32, GPU_TUNINGS, MOSAIC, GpuBlocks
-from t5x_like.kernels.attention.target import compiling_for
 from t5x_like.kernels.grouped_matmul import door as grouped
 from t5x_like.kernels.grouped_matmul import tile_sizes
+from t5x_like.kernels.target import compiling_for
 
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
 BATCH, LENGTH, HEADS, DIM = 1, 256, 4, 64

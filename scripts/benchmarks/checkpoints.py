@@ -24,7 +24,7 @@ from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.config import parse_config
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.job import compile_step, set_up
 from t5x_like.training.state import initial_state
 
 TOP = Path(__file__).resolve().parents[2]

@@ -51,7 +51,7 @@ def t5x_like_run() -> Iterator[Run]:
     from t5x_like.sharding.logical import on_devices
     from t5x_like.sharding.mesh import build_mesh
     from t5x_like.training.experiment import Experiment
-    from t5x_like.training.setup import compile_step, set_up
+    from t5x_like.training.job import compile_step, set_up
     from t5x_like.training.state import initial_state
 
     with tempfile.TemporaryDirectory() as directory:

@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from t5x_like.checkpoints.mirror import is_remote
+from t5x_like.files import is_remote
 
 PIECE = 16 * 2**20
 """Bytes per CRC: a large file has many, taken in parallel."""

@@ -28,11 +28,11 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from t5x_like.checkpoints.integrity import damage, is_complete, remove_checksums, write_checksums
-from t5x_like.checkpoints.mirror import is_remote
 from t5x_like.checkpoints.orbax import no_orbax_chatter, orbax_options, snapshot, with_sharding
 from t5x_like.checkpoints.policy import CheckpointConfig, Record
 from t5x_like.errors import UserError
-from t5x_like.sharding.coordination import wait_for_all
+from t5x_like.files import is_remote
+from t5x_like.runtime.coordination import wait_for_all
 
 Name = tuple[str, ...]
 

@@ -5,7 +5,6 @@ its last checkpoint, and every start begins with a fresh copy of it.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +15,6 @@ from t5x_like.errors import UserError
 
 APART = {"checkpoints", "run.lock"}
 """What is not copied: what is written there itself, and what concerns this machine alone."""
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    return "://" in os.fspath(path)
 
 
 class Mirror:

@@ -14,8 +14,9 @@ from typing import TextIO
 from absl import logging
 from etils import epath
 
-from t5x_like.checkpoints.mirror import Mirror, is_remote
+from t5x_like.checkpoints.mirror import Mirror
 from t5x_like.errors import UserError
+from t5x_like.files import is_remote
 
 LOCK = "run.lock"
 
@@ -136,19 +137,6 @@ class RunDirectory:
                 f"MODEL_DIR {self.address} is no run but holds {len(names)} other files or directories "
                 f"({', '.join(names[:3])}): choose a new one."
             )
-
-
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Replaces a file at once: readers, and whoever comes after a crash, see the old content or the new one, whole."""
-    path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    # A fixed name: the run has one writer, so a kill leaves at most one leftover, which the next write replaces.
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _lock(file: TextIO) -> None:

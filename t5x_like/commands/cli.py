@@ -14,8 +14,8 @@ from absl import flags
 from t5x_like.config import Config, explain, parse_config, print_config
 from t5x_like.config.parse import SHIPPED
 from t5x_like.errors import UserError
-from t5x_like.sharding.coordination import leave
-from t5x_like.sharding.processes import Meeting, join
+from t5x_like.runtime.coordination import leave
+from t5x_like.runtime.processes import Meeting, join
 
 T = TypeVar("T")
 

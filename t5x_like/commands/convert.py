@@ -14,7 +14,6 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from t5x_like.checkpoints.huggingface import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.checkpoints.manager import CheckpointConfig, Checkpoints
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
@@ -24,6 +23,7 @@ from t5x_like.data.corpus import load_tokenizer
 from t5x_like.data.subwords import MODEL_FILE, SentencePieceTokenizer
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
+from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.models.parameters import Params
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh

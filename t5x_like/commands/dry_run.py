@@ -9,7 +9,7 @@ from t5x_like.planning.memory import bytes_per_device
 from t5x_like.sharding.layout import layout_table
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.setup import set_up
+from t5x_like.training.job import set_up
 
 
 def dry_run(experiment: Experiment) -> str:

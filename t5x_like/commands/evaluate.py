@@ -10,13 +10,13 @@ from t5x_like.commands import cli
 from t5x_like.commands.trained import Trained, define_flags, load_trained, written
 from t5x_like.data.build import Data, DataConfig, build_data
 from t5x_like.data.objectives.examples import TextToText
-from t5x_like.decoding.sampling import Sampling
 from t5x_like.evaluation.answers import answer
 from t5x_like.evaluation.evaluator import make_validation
-from t5x_like.models.losses import Batch
+from t5x_like.inference.sampling import Sampling
+from t5x_like.models.token_loss import Batch
+from t5x_like.runtime.processes import is_first
 from t5x_like.sharding.mesh import choices_of
-from t5x_like.sharding.processes import is_first
-from t5x_like.training.setup import batch_target
+from t5x_like.training.job import batch_target
 
 
 def main(argv: Sequence[str] | None = None) -> int:

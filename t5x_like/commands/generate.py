@@ -7,7 +7,7 @@ from absl import flags
 from t5x_like.commands import cli
 from t5x_like.commands.trained import continue_texts, load_trained
 from t5x_like.commands.trained import define_flags as define_trained_flags
-from t5x_like.decoding.sampling import Sampling
+from t5x_like.inference.sampling import Sampling
 
 
 def main(argv: Sequence[str] | None = None) -> int:

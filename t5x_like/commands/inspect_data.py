@@ -10,8 +10,8 @@ from rich.text import Text
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.data.build import Data, build_data
+from t5x_like.data.inspection import BatchView, browser, terminal
 from t5x_like.data.mixtures import MixedBatches
-from t5x_like.data.view import BatchView, browser, terminal
 from t5x_like.errors import UserError
 from t5x_like.training.experiment import Experiment
 

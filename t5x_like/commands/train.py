@@ -18,13 +18,13 @@ from t5x_like.commands.trained import Trained, continue_texts, writes_text, writ
 from t5x_like.config import save_run_config
 from t5x_like.configurable import difference, to_dict
 from t5x_like.data.build import Data, build_data
-from t5x_like.decoding.sampling import Sampling
+from t5x_like.inference.sampling import Sampling
 from t5x_like.models.transformer import EncoderDecoderConfig
+from t5x_like.runtime.processes import check_agreement, first_ahead, is_first
 from t5x_like.sharding.mesh import build_mesh
-from t5x_like.sharding.processes import check_agreement, first_ahead, is_first
 from t5x_like.training.experiment import Experiment
+from t5x_like.training.job import Job, set_up
 from t5x_like.training.loop import Outcome, train
-from t5x_like.training.setup import Job, set_up
 
 CHANGEABLE = (
     "mesh",

@@ -12,16 +12,16 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.data.corpus import load_tokenizer
 from t5x_like.data.tokenizers import Tokenizer, encode_marked
-from t5x_like.decoding.generate import generate, generate_from_inputs
-from t5x_like.decoding.sampling import Sampling
 from t5x_like.errors import UserError
+from t5x_like.inference.generate import generate, generate_from_inputs
+from t5x_like.inference.sampling import Sampling
 from t5x_like.models.heads import LanguageModelHeadConfig
 from t5x_like.models.parameters import GraphDef, Params
 from t5x_like.models.transformer import EncoderConfig, EncoderDecoderConfig, ModelConfig
 from t5x_like.sharding.logical import shardings
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.setup import with_vocabulary
+from t5x_like.training.job import with_vocabulary
 from t5x_like.training.state import ModelSpec, model_spec
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 
 import t5x_like
-from t5x_like.checkpoints.run_directory import write_atomic
 from t5x_like.config.bindings import Bindings, Reference, macros_in, unparse
 from t5x_like.config.check import default_of, fields_of
 from t5x_like.config.resolve import Config, Node, has_objects
 from t5x_like.configurable import to_dict
 from t5x_like.errors import UserError
-from t5x_like.training.manifest import versions
+from t5x_like.files import write_atomic
+from t5x_like.runtime.versions import versions
 
 
 def operative_config_text(config: Config, root: type) -> str:

@@ -16,8 +16,8 @@ from t5x_like.data.tasks.task import Metric, Task
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
 from t5x_like.evaluation.metrics import OF_CLASSES, OF_NUMBERS, OF_TEXTS
-from t5x_like.models.losses import Batch
 from t5x_like.models.parameters import GraphDef, Params, merge
+from t5x_like.models.token_loss import Batch
 from t5x_like.sharding.logical import on_devices
 
 Write = Callable[[list[list[int]]], list[str]]

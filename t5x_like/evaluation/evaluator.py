@@ -7,9 +7,9 @@ import jax
 
 from t5x_like.data.build import Data
 from t5x_like.data.objectives.causal import CausalLM
-from t5x_like.models.batch_loss import BatchLoss, batch_loss
-from t5x_like.models.losses import Batch, LossConfig
+from t5x_like.learning.loss import BatchLoss, batch_loss
 from t5x_like.models.parameters import GraphDef, Params
+from t5x_like.models.token_loss import Batch, LossConfig
 from t5x_like.sharding.logical import local_rows, on_devices
 
 EvaluateStep = Callable[[Params, Batch], BatchLoss]

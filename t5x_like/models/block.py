@@ -11,13 +11,13 @@ from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import split_keys
-from t5x_like.models.attention import Attend, Attention, AttentionConfig, KeysValues, TokenInfo
-from t5x_like.models.feedforward import MLP, MLPConfig, dropout
-from t5x_like.models.latent_attention import LatentAttention, LatentAttentionConfig
-from t5x_like.models.moe import MoE, MoEConfig
+from t5x_like.models.feedforward.mlp import MLP, MLPConfig, dropout
+from t5x_like.models.feedforward.moe import MoE, MoEConfig
+from t5x_like.models.feedforward.routers import RouterStats
+from t5x_like.models.mixers.attention import Attend, Attention, AttentionConfig, KeysValues, TokenInfo
+from t5x_like.models.mixers.latent_attention import LatentAttention, LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializers, Module
-from t5x_like.models.routers import RouterStats
 from t5x_like.sharding.logical import constrain
 
 

@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
-from t5x_like.models.feedforward import ACTIVATIONS, Activation, dropout
-from t5x_like.models.losses import Batch, LossConfig, Term, token_loss
+from t5x_like.models.feedforward.mlp import ACTIVATIONS, Activation, dropout
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializer, Linear, Module, parameter
+from t5x_like.models.token_loss import Batch, LossConfig, Term, token_loss
 
 Vectors = Float[Array, "batch length embed"]
 IsToken = Bool[Array, "batch length"]

@@ -14,9 +14,10 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention.biases import RelativeBias, alibi_slopes
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import fold_in
-from t5x_like.models.attention import Attend, TokenInfo, attend_within
 from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded
-from t5x_like.models.latent_attention import LatentAttentionConfig
+from t5x_like.models.feedforward.routers import RouterStats
+from t5x_like.models.mixers.attention import Attend, TokenInfo, attend_within
+from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import (
     GraphDef,
@@ -32,8 +33,7 @@ from t5x_like.models.parameters import (
 )
 from t5x_like.models.positions import AlibiConfig, RelativeBiasConfig
 from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
-from t5x_like.models.routers import RouterStats
-from t5x_like.sharding import pipeline
+from t5x_like.sharding.pipeline import gpipe as pipeline
 
 Vectors = Float[Array, "batch length embed"]
 Bias = Float[Array, "heads buckets"] | None

@@ -12,11 +12,10 @@ from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import split_keys
-from t5x_like.models.attention import Attend, TokenInfo, attend_within
 from t5x_like.models.block import Encoded
-from t5x_like.models.feedforward import dropout
+from t5x_like.models.feedforward.mlp import dropout
 from t5x_like.models.heads import HEADS, HeadConfig, HeadOptions, LanguageModelHeadConfig
-from t5x_like.models.losses import Batch
+from t5x_like.models.mixers.attention import Attend, TokenInfo, attend_within
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import InitializerConfig, Initializers, Module, parameter
 from t5x_like.models.positions import (
@@ -26,6 +25,7 @@ from t5x_like.models.positions import (
     sinusoidal,
 )
 from t5x_like.models.stack import Stack, StackConfig, StackOutput, States
+from t5x_like.models.token_loss import Batch
 from t5x_like.sharding.logical import constrain
 
 Ids = Int[Array, "batch length"]

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention.target import compiling_for
-from t5x_like.models.moe import MoEConfig
+from t5x_like.kernels.target import compiling_for
+from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.planning.collectives import Network
 from t5x_like.planning.flops import count_flops
 from t5x_like.planning.liveness import batch_shares, peak_bytes, sharded_size
@@ -25,7 +25,7 @@ from t5x_like.planning.topology import Topology
 from t5x_like.sharding.logical import RULES, is_axes
 from t5x_like.sharding.mesh import MESH_AXES, MeshConfig
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.setup import Job, set_up
+from t5x_like.training.job import Job, set_up
 
 HIDDEN = 0.7
 """Share of the computation that can hide the gathers and reductions of data parallelism."""

@@ -12,7 +12,7 @@ from t5x_like.errors import UserError
 from t5x_like.planning.plan import Plan
 from t5x_like.planning.report import duration, number
 from t5x_like.planning.topology import CHIPS, KINDS, SHAPES, known_topologies
-from t5x_like.training.metrics import read_metrics
+from t5x_like.reporting.metrics import read_metrics
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax
 
 from t5x_like.planning.hlo import Instruction, Module
 from t5x_like.sharding.layout import bytes_on_device
-from t5x_like.training.setup import Job
+from t5x_like.training.job import Job
 
 KINDS = ("activations", "gradients", "temporaries")
 _VALUE = re.compile(

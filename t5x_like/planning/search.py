@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5x_like.errors import UserError
-from t5x_like.models.moe import MoEConfig
+from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.compile import CompilerCrash, compile_plan, has_compiler
 from t5x_like.planning.plan import Plan, Request

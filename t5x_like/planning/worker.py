@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.target import compiling_for
 from t5x_like.planning.collectives import Network
 from t5x_like.planning.flops import count_flops
 from t5x_like.planning.hlo import Module, parse_module
@@ -27,7 +27,7 @@ from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.timing import EFFICIENCY, Timing, predict
 from t5x_like.planning.topology import Topology
 from t5x_like.sharding.mesh import build_mesh
-from t5x_like.training.setup import Job, compile_step, set_up
+from t5x_like.training.job import Job, compile_step, set_up
 
 OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMGT]?)\) exceeds available", re.DOTALL)
 

@@ -20,7 +20,7 @@ from t5x_like.kernels.attention.flash import add_sinks
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.sharding import context
 from t5x_like.sharding.logical import automatic_axes, partition_spec
-from t5x_like.sharding.pieces import AXIS, Heads, Options, Side
+from t5x_like.sharding.token_runs import AXIS, Heads, Options, Side
 
 
 class Arrays(NamedTuple):

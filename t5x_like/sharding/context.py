@@ -21,8 +21,8 @@ from jaxtyping import Array, Int, Shaped
 from t5x_like.configurable import configurable
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.sharding.logical import constrain, length_shards
-from t5x_like.sharding.pieces import AXIS, Heads, Options, Side, attend, from_zigzag, pieces, to_zigzag
 from t5x_like.sharding.ring import Result, Ring, ring_attention
+from t5x_like.sharding.token_runs import AXIS, Heads, Options, Side, attend, from_zigzag, pieces, to_zigzag
 
 
 @configurable

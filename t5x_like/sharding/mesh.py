@@ -13,10 +13,10 @@ from jax.sharding import AxisType, Mesh
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
+from t5x_like.runtime.compiler_options import XlaProfile
 from t5x_like.sharding import context
 from t5x_like.sharding.context import ContextConfig
 from t5x_like.sharding.logical import split_activations
-from t5x_like.sharding.xla_profiles import XlaProfile
 
 MESH_AXES = ("data", "fsdp", "stage", "expert", "sequence", "tensor")
 """Outermost first: `tensor`, which communicates most, gets the nearest devices."""

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention.logits import MASK_VALUE
-from t5x_like.sharding.pieces import AXIS, Heads, Options, Side, attend, may_attend, pieces
+from t5x_like.sharding.token_runs import AXIS, Heads, Options, Side, attend, may_attend, pieces
 
 Result = tuple[Float[Array, "batch length heads v_dim"], Float[Array, "batch length heads"]]
 """Output and log-sum-exp, both float32."""

@@ -12,8 +12,8 @@ from t5x_like.models.heads import (
     SequenceClassificationHeadConfig,
     SpanHeadConfig,
 )
-from t5x_like.models.losses import LossConfig
 from t5x_like.models.positions import LearnedPositionsConfig
+from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig
 from t5x_like.training.guards import GuardConfig

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import jax
 
-from t5x_like.models.attention import AttentionConfig
+from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.models.heads import LanguageModelHeadConfig
-from t5x_like.models.latent_attention import LatentAttentionConfig
-from t5x_like.models.moe import MoEConfig
+from t5x_like.models.mixers.attention import AttentionConfig
+from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.parameters import Params
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig, ModelConfig

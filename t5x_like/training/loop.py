@@ -26,18 +26,18 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import Data
 from t5x_like.data.loader import Loader, device_prefetch
 from t5x_like.evaluation.evaluator import make_validation
-from t5x_like.sharding.coordination import wait_for_all
+from t5x_like.reporting.goodput import Goodput, seconds_since_process_start
+from t5x_like.runtime.coordination import wait_for_all
 from t5x_like.sharding.logical import local_rows, on_devices
 from t5x_like.sharding.mesh import choices_of
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.goodput import Goodput, seconds_since_process_start
 from t5x_like.training.initialize import with_parameters_of
+from t5x_like.training.job import Job, compile_step
 from t5x_like.training.manifest import check_manifest, manifest_of
 from t5x_like.training.recovery import Fault, Recovery
 from t5x_like.training.replicas import ReplicaCheck
-from t5x_like.training.reporting import Reporter
-from t5x_like.training.requests import Requests
-from t5x_like.training.setup import Job, compile_step
+from t5x_like.training.reporter import Reporter
+from t5x_like.training.signals import Requests
 from t5x_like.training.state import TrainState, initial_state
 from t5x_like.training.step import TrainStep
 from t5x_like.training.watchdog import Watchdog

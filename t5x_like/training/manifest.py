@@ -1,19 +1,17 @@
 """The facts that a checkpoint keeps about the run that made it."""
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from absl import logging
 
-import t5x_like
 from t5x_like.configurable import to_dict
 from t5x_like.data.build import Data
 from t5x_like.errors import UserError
-from t5x_like.training.setup import Job
+from t5x_like.runtime.versions import versions
+from t5x_like.training.job import Job
 
 Manifest = dict[str, Any]
 
@@ -64,10 +62,3 @@ def check_manifest(
 def is_allowed(part: str, allow_changes: Sequence[str]) -> bool:
     """Whether a part of the configuration is among those that may change, or within or around one of them."""
     return any(f"{part}.".startswith(f"{path}.") or f"{path}.".startswith(f"{part}.") for path in allow_changes)
-
-
-def versions() -> dict[str, str]:
-    """Of this package, Python, and the libraries that results depend on."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
-    libraries = {package: importlib.metadata.version(package) for package in packages}
-    return {"t5x_like": t5x_like.__version__, **libraries, "python": platform.python_version()}

@@ -22,7 +22,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
-from t5x_like.training import matrices
+from t5x_like.training import parameter_layouts
 from t5x_like.training.schedules import Schedule
 
 
@@ -61,7 +61,7 @@ class AdamWConfig:
     def direction(self, layouts: Any) -> optax.GradientTransformation:
         """Returns the transformation of gradients into updates of learning rate -1, without weight decay."""
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return optax.chain(adam, matrices.scale_by_parameter(layouts)) if self.parameter_scale else adam
+        return optax.chain(adam, parameter_layouts.scale_by_parameter(layouts)) if self.parameter_scale else adam
 
 
 @configurable
@@ -117,14 +117,14 @@ class AdafactorConfig:
     def direction(self, layouts: Any) -> optax.GradientTransformation:
         """Returns the transformation of gradients into updates of learning rate -1, without weight decay."""
         parts = [
-            matrices.scale_by_factored_moment(
+            parameter_layouts.scale_by_factored_moment(
                 layouts, decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor
             )
         ]
         if self.clip_rms is not None:
-            parts.append(matrices.clip_by_root_mean_square(layouts, self.clip_rms))
+            parts.append(parameter_layouts.clip_by_root_mean_square(layouts, self.clip_rms))
         if self.parameter_scale:
-            parts.append(matrices.scale_by_parameter(layouts))
+            parts.append(parameter_layouts.scale_by_parameter(layouts))
         return optax.chain(*parts)
 
 
@@ -241,11 +241,11 @@ class MuonConfig:
         return optax.partition({"muon": optax.chain(muon, scale), "adam": adam}, labels)
 
 
-def _is_hidden_matrix(layout: matrices.Layout) -> bool:
+def _is_hidden_matrix(layout: parameter_layouts.Layout) -> bool:
     return layout.is_matrix and not {"vocab", "position"} & set(layout.axes)
 
 
-def _muon_dims(layout: matrices.Layout) -> MuonDimensionNumbers | optax.MaskedNode:
+def _muon_dims(layout: parameter_layouts.Layout) -> MuonDimensionNumbers | optax.MaskedNode:
     """Returns the dims of a matrix's rows and columns, or optax's mark for parameters that Muon leaves out."""
     if not _is_hidden_matrix(layout):
         return optax.MaskedNode()
@@ -309,7 +309,7 @@ def build_optimizer(config: OptimizerConfig, axes: Any, num_steps: int) -> optax
     Raises:
       UserError: if the schedule does not fit the run.
     """
-    layouts = matrices.layouts_of(axes)
+    layouts = parameter_layouts.layouts_of(axes)
     decays = jax.tree.map(lambda layout: layout.is_matrix or config.weight_decay_mask == "all", layouts)
     parts = []
     if config.l1_penalty or config.l2_penalty:
@@ -356,11 +356,11 @@ def state_axes(opt_state: Any, axes: Any) -> Any:
       opt_state: state of an optimizer of `build_optimizer`; abstract arrays will do.
       axes: tree like the parameters, whose leaves are tuples of logical axis names.
     """
-    layouts = dict(jax.tree.leaves_with_path(matrices.layouts_of(axes)))
+    layouts = dict(jax.tree.leaves_with_path(parameter_layouts.layouts_of(axes)))
 
     def names(path, x):
         side = path[-1].name if isinstance(path[-1], jax.tree_util.GetAttrKey) else None
-        own = path[:-1] if side in matrices.Factored._fields else path
+        own = path[:-1] if side in parameter_layouts.Factored._fields else path
         # Every state holds its moments in trees like the parameters: a parameter's path ends the path of its moments.
         layout = next((layouts[own[start:]] for start in range(len(own)) if own[start:] in layouts), None)
         if layout is None:

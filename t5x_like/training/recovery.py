@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from t5x_like.checkpoints.run_directory import write_atomic
 from t5x_like.data.build import Data
 from t5x_like.errors import UserError
+from t5x_like.files import write_atomic
 from t5x_like.training.guards import GuardConfig
 
 REPORTED_ROWS, REPORTED_TOKENS = 64, 512

@@ -11,11 +11,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from t5x_like.kernels.randomness import row_keys
-from t5x_like.models.batch_loss import total_weights
-from t5x_like.models.loss_gradient import loss_gradient
-from t5x_like.models.losses import Batch, LossConfig
+from t5x_like.learning.gradient import loss_gradient
+from t5x_like.learning.loss import total_weights
+from t5x_like.learning.router_losses import balance_experts, router_metrics
 from t5x_like.models.parameters import GraphDef, merge
-from t5x_like.models.routing import balance_experts, router_metrics
+from t5x_like.models.token_loss import Batch, LossConfig
 from t5x_like.training.guards import judge, select
 from t5x_like.training.state import TrainState, random_key
 

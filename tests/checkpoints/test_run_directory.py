@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from t5x_like.checkpoints.run_directory import LOCK, RunDirectory, write_atomic
+from t5x_like.checkpoints.run_directory import LOCK, RunDirectory
 from t5x_like.errors import UserError
+from t5x_like.files import write_atomic
 
 HOLDER = """
 import sys, time

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_like.checkpoints.huggingface import read_config
 from t5x_like.checkpoints.run_directory import RunDirectory
-from t5x_like.checkpoints.safetensors import INDEX, open_tensors
 from t5x_like.commands.convert import load_saved
 from t5x_like.commands.main import main
 from t5x_like.config import parse_config
+from t5x_like.huggingface.directory import read_config
+from t5x_like.huggingface.safetensors import INDEX, open_tensors
 from t5x_like.models.parameters import merge
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.experiment import Experiment
@@ -182,7 +182,7 @@ def test_a_failure_while_writing_leaves_nothing(trained, tmp_path, capsys, monke
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("t5x_like.checkpoints.safetensors._write_file", fail)
+    monkeypatch.setattr("t5x_like.huggingface.safetensors._write_file", fail)
     assert "No space left" in refused([f"--from={trained}/run", f"--to={tmp_path}/new"], capsys)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,7 @@ from etils import epath
 from gcp_storage_emulator.server import create_server
 
 from t5x_like.commands.main import main
-from t5x_like.training.metrics import read_metrics
+from t5x_like.reporting.metrics import read_metrics
 from tests import toy
 from tests.commands.test_train import flags
 

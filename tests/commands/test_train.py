@@ -16,8 +16,8 @@ import pytest
 from t5x_like.commands.main import main
 from t5x_like.config import parse_config
 from t5x_like.errors import UserError
+from t5x_like.reporting.metrics import read_metrics
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.metrics import read_metrics
 from tests import toy
 
 SHIPPED_RUNS = sorted((Path(__file__).parents[2] / "gin_configs" / "runs").glob("*.gin"))

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from t5x_like.checkpoints.huggingface import choose_family
 from t5x_like.config import parse_config
+from t5x_like.huggingface.directory import choose_family
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.state import model_spec
 

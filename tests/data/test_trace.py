@@ -25,7 +25,7 @@ from t5x_like.data.shards import PREPARED
 from t5x_like.data.tokenizers import ByteTokenizerConfig
 from t5x_like.sharding.logical import local_rows
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.training.setup import batch_target
+from t5x_like.training.job import batch_target
 from tests.data.corpora import random_texts
 from tests.reliability.launch import free_port
 from tests.reliability.worker import start as meet

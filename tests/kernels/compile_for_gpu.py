@@ -19,8 +19,8 @@ from jax.experimental import topologies
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias
-from t5x_like.kernels.attention.target import compiling_for
 from t5x_like.kernels.grouped_matmul import grouped_matmul
+from t5x_like.kernels.target import compiling_for
 from tests.kernels.attention import lowering
 
 CAUSAL = MaskSpec(causal=True)

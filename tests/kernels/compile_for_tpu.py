@@ -25,8 +25,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
-from t5x_like.kernels.attention.target import compiling_for
 from t5x_like.kernels.grouped_matmul import grouped_matmul
+from t5x_like.kernels.target import compiling_for
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
 

@@ -10,12 +10,12 @@ from t5x_like.config import parse_config
 from t5x_like.data.build import build_data
 from t5x_like.kernels.attention.door import BACKENDS as attention_backends
 from t5x_like.kernels.grouped_matmul.door import BACKENDS as grouped_backends
-from t5x_like.models.attention import AttentionConfig
-from t5x_like.models.moe import DroplessConfig
+from t5x_like.models.feedforward.moe import DroplessConfig
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.sharding.logical import on_devices
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.job import compile_step, set_up
 from t5x_like.training.state import initial_state
 from tests import toy
 from tests.kernels.platforms import interpreted

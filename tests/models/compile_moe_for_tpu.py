@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
-from t5x_like.models.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig
+from t5x_like.models.feedforward.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig
 from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split
 from t5x_like.sharding.logical import partition_spec, shardings
 from t5x_like.sharding.mesh import MESH_AXES

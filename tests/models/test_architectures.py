@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from t5x_like.errors import UserError
-from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
-from t5x_like.models.feedforward import MLPConfig
-from t5x_like.models.latent_attention import LatentAttentionConfig
+from t5x_like.models.feedforward.mlp import MLPConfig
+from t5x_like.models.mixers.attention import AttentionConfig
+from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import merge, split
 from t5x_like.models.positions import (

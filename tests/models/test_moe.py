@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from t5x_like.errors import UserError
-from t5x_like.models.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig, glu
-from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split, stack_modules
-from t5x_like.models.routers import (
+from t5x_like.models.feedforward.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig, glu
+from t5x_like.models.feedforward.routers import (
     ExpertChoiceRouterConfig,
     HashRouterConfig,
     SigmoidRouterConfig,
@@ -14,6 +13,7 @@ from t5x_like.models.routers import (
     choose,
     scores,
 )
+from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split, stack_modules
 
 BATCH, LENGTH, EMBED, MLP, EXPERTS = 4, 8, 16, 12, 6
 

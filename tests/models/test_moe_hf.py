@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_like.models.moe import MoE, MoEConfig
+from t5x_like.models.feedforward.moe import MoE, MoEConfig
+from t5x_like.models.feedforward.routers import SigmoidRouterConfig, SoftmaxRouterConfig
 from t5x_like.models.parameters import InitializerConfig, Initializers
-from t5x_like.models.routers import SigmoidRouterConfig, SoftmaxRouterConfig
 
 pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from t5x_like.errors import UserError
-from t5x_like.models.parameters import InitializerConfig
-from t5x_like.models.routers import (
+from t5x_like.models.feedforward.routers import (
     ExpertChoiceRouterConfig,
     HashRouterConfig,
     Router,
@@ -15,6 +14,7 @@ from t5x_like.models.routers import (
     choose,
     hash_scores,
 )
+from t5x_like.models.parameters import InitializerConfig
 
 TOKENS, EXPERTS = 40, 8
 

@@ -7,10 +7,10 @@ import pytest
 from flax import linen
 
 from t5x_like.errors import UserError
-from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
-from t5x_like.models.feedforward import ACTIVATIONS, MLPConfig
+from t5x_like.models.feedforward.mlp import ACTIVATIONS, MLPConfig
 from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split
 from t5x_like.models.positions import (

@@ -14,7 +14,7 @@ from t5x_like.planning.timing import EFFICIENCY
 from t5x_like.planning.topology import parse_topology
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.job import compile_step, set_up
 from tests import toy
 
 

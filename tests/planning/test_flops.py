@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from t5x_like.kernels.attention.target import compiling_for
 from t5x_like.kernels.grouped_matmul import grouped_matmul
+from t5x_like.kernels.target import compiling_for
 from t5x_like.planning.flops import count_flops
 
 X, W = np.ones((64, 32), np.float32), np.ones((32, 48), np.float32)

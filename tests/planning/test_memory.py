@@ -5,7 +5,7 @@ import pytest
 
 from t5x_like.planning.memory import exact_parts
 from t5x_like.sharding.mesh import build_mesh
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.job import compile_step, set_up
 
 
 @pytest.fixture(scope="module")

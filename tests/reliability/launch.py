@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5x_like.training.metrics import read_metrics
+from t5x_like.reporting.metrics import read_metrics
 
 TOP = Path(__file__).parents[2]
 

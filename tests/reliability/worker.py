@@ -14,12 +14,12 @@ import jax
 from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import build_data
-from t5x_like.sharding.coordination import leave
+from t5x_like.runtime.coordination import leave
+from t5x_like.runtime.processes import Meeting, first_ahead, join
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.sharding.processes import Meeting, first_ahead, join
 from t5x_like.training import loop
 from t5x_like.training.guards import GuardConfig
-from t5x_like.training.setup import set_up
+from t5x_like.training.job import set_up
 from tests import toy
 
 

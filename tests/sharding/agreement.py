@@ -11,7 +11,7 @@ from t5x_like.kernels.attention.logits import MASK_VALUE
 from t5x_like.sharding import attention as sharded
 from t5x_like.sharding import context
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.sharding.pieces import from_zigzag, to_zigzag
+from t5x_like.sharding.token_runs import from_zigzag, to_zigzag
 
 HEADS, HEAD_DIM = 4, 8
 

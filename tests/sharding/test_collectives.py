@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_like.models.moe import MoEConfig
+from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.models.stack import PipelineConfig
 from t5x_like.planning.collectives import Network, bytes_of, first_group, kind_of
 from t5x_like.planning.hlo import parse_module
 from t5x_like.planning.topology import parse_topology
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.job import compile_step, set_up
 from tests import toy
 
 LAYERS = 3

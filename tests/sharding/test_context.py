@@ -9,21 +9,21 @@ import pytest
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias
-from t5x_like.models.attention import AttentionConfig
-from t5x_like.models.batch_loss import batch_loss
+from t5x_like.learning.loss import batch_loss
 from t5x_like.models.block import BlockConfig
-from t5x_like.models.feedforward import MLPConfig
-from t5x_like.models.losses import LossConfig
+from t5x_like.models.feedforward.mlp import MLPConfig
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import split
 from t5x_like.models.positions import RelativeBiasConfig
 from t5x_like.models.stack import StackConfig
+from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import EncoderDecoderConfig, build_model
 from t5x_like.sharding import context
 from t5x_like.sharding.context import ContextConfig
 from t5x_like.sharding.logical import on_devices
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.sharding.pieces import from_zigzag, to_zigzag
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.sharding.token_runs import from_zigzag, to_zigzag
+from t5x_like.training.job import compile_step, set_up
 from t5x_like.training.state import initial_state
 from tests import toy
 from tests.sharding.agreement import HEADS, arrays, check, packed

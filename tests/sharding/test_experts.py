@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import AxisType
 
 from t5x_like.errors import UserError
-from t5x_like.models.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig
+from t5x_like.models.feedforward.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig
+from t5x_like.models.feedforward.routers import ExpertChoiceRouterConfig, SigmoidRouterConfig, SoftmaxRouterConfig
 from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split
-from t5x_like.models.routers import ExpertChoiceRouterConfig, SigmoidRouterConfig, SoftmaxRouterConfig
 from t5x_like.sharding.experts import check_experts, tokens_per_group
 from t5x_like.sharding.logical import constrain, shardings
 from t5x_like.sharding.mesh import MESH_AXES

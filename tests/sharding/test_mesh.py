@@ -12,7 +12,7 @@ from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.sharding.logical import SPLIT_ACTIVATIONS, batch_axes, constrain, on_devices, partition_spec
 from t5x_like.sharding.mesh import MeshConfig, _arranged, build_mesh, describe_mesh
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.job import compile_step, set_up
 from t5x_like.training.state import initial_state
 from tests import toy
 

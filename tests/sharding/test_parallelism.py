@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_like.models.attention import AttentionConfig
-from t5x_like.models.batch_loss import batch_loss
+from t5x_like.learning.loss import batch_loss
 from t5x_like.models.block import BlockConfig
-from t5x_like.models.feedforward import MLPConfig
-from t5x_like.models.losses import LossConfig
-from t5x_like.models.moe import MoEConfig
+from t5x_like.models.feedforward.mlp import MLPConfig
+from t5x_like.models.feedforward.moe import MoEConfig
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import split
 from t5x_like.models.positions import RelativeBiasConfig, RotaryConfig
 from t5x_like.models.stack import PipelineConfig, StackConfig
+from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig, build_model
 from t5x_like.sharding.logical import partition_spec, shardings
 from t5x_like.sharding.mesh import MESH_AXES, MeshConfig, build_mesh, choices_of

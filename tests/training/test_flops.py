@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from t5x_like.models.attention import AttentionConfig
 from t5x_like.models.block import BlockConfig
-from t5x_like.models.feedforward import MLPConfig
+from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import split
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderDecoderConfig, build_model

@@ -7,7 +7,7 @@ from t5x_like.errors import UserError
 from t5x_like.sharding.logical import on_devices
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.guards import LEAST_DEVIATION, WINDOW, GuardConfig, initial_guard, judge, select
-from t5x_like.training.setup import compile_step, set_up
+from t5x_like.training.job import compile_step, set_up
 from t5x_like.training.state import initial_state
 from tests import toy
 

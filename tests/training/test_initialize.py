@@ -7,7 +7,7 @@ import pytest
 from t5x_like.errors import UserError
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training.initialize import InitialCheckpointConfig, with_parameters_of
-from t5x_like.training.setup import set_up
+from t5x_like.training.job import set_up
 from t5x_like.training.state import initial_state
 from tests import toy
 from tests.training.test_loop import train

@@ -12,14 +12,14 @@ from t5x_like.checkpoints.manager import CheckpointConfig
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import build_data
 from t5x_like.errors import UserError
-from t5x_like.models.batch_loss import batch_loss
-from t5x_like.models.losses import LossConfig
+from t5x_like.learning.loss import batch_loss
+from t5x_like.models.token_loss import LossConfig
+from t5x_like.reporting.metrics import read_metrics
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training import loop
 from t5x_like.training.experiment import EarlyStoppingConfig, Experiment
+from t5x_like.training.job import set_up
 from t5x_like.training.loop import Outcome
-from t5x_like.training.metrics import read_metrics
-from t5x_like.training.setup import set_up
 from tests import toy
 
 
@@ -175,7 +175,7 @@ def test_training_outside_the_main_thread_leaves_signals_alone(directory):
 
 def test_a_failing_picture_does_not_end_the_run(directory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("t5x_like.training.reporting.plot_losses", lambda *paths: 1 / 0)
+        patch.setattr("t5x_like.training.reporter.plot_losses", lambda *paths: 1 / 0)
         assert train(toy.experiment(directory)).complete
 
 

@@ -11,10 +11,10 @@ from t5x_like.checkpoints import manager
 from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.data.batches import ShuffledBatches
 from t5x_like.errors import UserError
+from t5x_like.reporting.metrics import read_metrics
 from t5x_like.sharding.mesh import MeshConfig
 from t5x_like.training import loop
 from t5x_like.training.guards import GuardConfig
-from t5x_like.training.metrics import read_metrics
 from t5x_like.training.recovery import Fault, Recovery
 from tests import toy
 from tests.training.test_loop import trace, train

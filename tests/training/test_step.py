@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from t5x_like.models.parameters import merge
 from t5x_like.sharding.logical import on_devices
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.training.job import Job, compile_step, set_up
 from t5x_like.training.optimizers import AdafactorConfig, MuonConfig
-from t5x_like.training.setup import Job, compile_step, set_up
 from t5x_like.training.state import initial_state, random_key
 from tests import toy
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from t5x_like.kernels.attention.blocks import known_offsets
 from t5x_like.kernels.attention.call import AttentionCall
-from t5x_like.kernels.attention.target import HOPPER, target_chip, target_platform
+from t5x_like.kernels.target import HOPPER, target_chip, target_platform
 
 AUTO_MAX_SCORES = 2**26
 """Logits (batch * heads * q_length * kv_length) above which "auto" does not take the reference: 256 MiB in float32."""

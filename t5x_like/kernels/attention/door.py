@@ -9,7 +9,7 @@ from t5x_like.kernels.attention.biases import RelativeBias
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.attention.reference import reference_attention
-from t5x_like.kernels.choice import Backend, choose
+from t5x_like.kernels.backends import Backend, choose
 
 Side = int | Int[Array, ""] | Int[Array, "#batch length"]
 """Positions of the queries or of the keys: each one, or the first of consecutive ones."""

@@ -19,9 +19,9 @@ from t5x_like.kernels.attention.blocks import (
 )
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
-from t5x_like.kernels.attention.target import target_chip
 from t5x_like.kernels.attention.tpu_specs import SUBLANES, Context, Scalars
 from t5x_like.kernels.attention.tpu_tiles import Plan, make_strip
+from t5x_like.kernels.target import target_chip
 
 NEVER = 1e30
 """Log-sum-exp of a padded query: its weights are exactly 0."""

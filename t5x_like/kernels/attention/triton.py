@@ -16,8 +16,8 @@ from t5x_like.kernels.attention.blocks import Tokens, consecutive, known_offsets
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks, gpu_tuning
-from t5x_like.kernels.attention.target import interpreted, target_chip
 from t5x_like.kernels.attention.triton_tiles import Biases, Plan, Side, make_visits
+from t5x_like.kernels.target import interpreted, target_chip
 
 NEVER = 1e30
 """Log-sum-exp of a padded query: its weights are exactly 0."""

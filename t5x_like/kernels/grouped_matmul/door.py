@@ -8,10 +8,10 @@ from jaxtyping import Array, Float, Int
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import block_sizes
-from t5x_like.kernels.attention.target import interpreted, target_chip, target_platform
-from t5x_like.kernels.choice import Backend, choose
+from t5x_like.kernels.backends import Backend, choose
 from t5x_like.kernels.grouped_matmul.products import differentiable
 from t5x_like.kernels.grouped_matmul.tile_sizes import gpu_tuning, tpu_tuning
+from t5x_like.kernels.target import interpreted, target_chip, target_platform
 from t5x_like.kernels.varying import vary_alike
 
 

@@ -5,7 +5,7 @@ import jax.export
 import jax.numpy as jnp
 
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.target import compiling_for
 
 CASES = {
     "causal": {"mask": MaskSpec(causal=True)},

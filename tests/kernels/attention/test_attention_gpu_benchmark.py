@@ -9,7 +9,7 @@ import jax
 import pytest
 from absl import flags
 
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.target import compiling_for
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "benchmarks" / "attention_gpu.py"
 

@@ -9,7 +9,7 @@ import pytest
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.target import compiling_for
 
 CAUSAL = MaskSpec(causal=True)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from t5x_like.errors import UserError
-from t5x_like.kernels import choice
+from t5x_like.kernels import backends
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, capabilities, door
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.target import compiling_for
 
 Q = K = V = jnp.ones((2, 3, 4, 8))
 
@@ -19,15 +19,15 @@ Q = K = V = jnp.ones((2, 3, 4, 8))
 @pytest.fixture
 def messages(monkeypatch):
     said = []
-    monkeypatch.setattr(choice.logging, "info", said.append)
-    choice.log_once.cache_clear()
+    monkeypatch.setattr(backends.logging, "info", said.append)
+    backends.log_once.cache_clear()
     return said
 
 
 @pytest.fixture
 def picky(monkeypatch):
     """A backend, preferred to the reference, that has no soft-cap and answers 7."""
-    backend = choice.Backend(
+    backend = backends.Backend(
         run=lambda call: (jnp.full(call.q.shape, 7.0), None),
         refusal=lambda call: None if call.soft_cap is None else "it has no soft-cap",
     )
@@ -98,7 +98,7 @@ def test_auto_on_gpu(messages, never_run, chip, options, backend):
 
 
 def test_auto_says_so_if_nothing_suits(monkeypatch):
-    reserved = choice.Backend(door.BACKENDS["reference"].run, lambda call: None, lambda call: "it is slow")
+    reserved = backends.Backend(door.BACKENDS["reference"].run, lambda call: None, lambda call: "it is slow")
     monkeypatch.setattr(door, "BACKENDS", {"reference": reserved})
     with pytest.raises(UserError, match=r"no backend suits: reference because it is slow\. Name one that can: ref"):
         attention(Q, K, V)

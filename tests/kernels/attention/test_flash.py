@@ -7,7 +7,7 @@ import pytest
 from jax._src.ad_checkpoint import saved_residuals
 
 from t5x_like.kernels.attention import RelativeBias, attention
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.target import compiling_for
 
 SHAPE = (2, 128, 4, 64)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
-from t5x_like.kernels.attention.target import HOPPER, target_chip
+from t5x_like.kernels.target import HOPPER, target_chip
 from tests.kernels.attention import agreement
 
 pytestmark = [

@@ -6,7 +6,7 @@ import pytest
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, gpu_block_sizes
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks, GpuTuning
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.target import compiling_for
 from tests.kernels.attention import agreement, lowering
 from tests.kernels.platforms import interpreted
 

@@ -14,7 +14,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, block_sizes
 from t5x_like.kernels.attention.block_sizes import BlockSizes, Tuning
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels.target import compiling_for
 from tests.kernels.attention import agreement, lowering
 from tests.kernels.platforms import interpreted
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
 from t5x_like.errors import UserError
-from t5x_like.kernels import choice
-from t5x_like.kernels.attention.target import compiling_for
+from t5x_like.kernels import backends
 from t5x_like.kernels.grouped_matmul import grouped_matmul, tile_sizes
 from t5x_like.kernels.grouped_matmul.tile_sizes import TileSizes, Tuning
+from t5x_like.kernels.target import compiling_for
 from tests.kernels.platforms import export_for, interpreted
 
 PLATFORMS = {"reference": "cpu", "chunked": "cpu", "tpu": "tpu", "triton": "gpu"}
@@ -199,8 +199,8 @@ def test_what_does_not_fit_is_refused(arguments, message):
 )
 def test_auto_takes_the_best_that_can_and_says_so(monkeypatch, chip, num_devices, dtype, backend):
     said = []
-    monkeypatch.setattr(choice.logging, "info", said.append)
-    choice.log_once.cache_clear()
+    monkeypatch.setattr(backends.logging, "info", said.append)
+    backends.log_once.cache_clear()
     mesh = jax.sharding.AbstractMesh((num_devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     arrays = LHS.astype(dtype), RHS.astype(dtype), SIZES
     with compiling_for(chip), jax.sharding.use_abstract_mesh(mesh):

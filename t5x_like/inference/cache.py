@@ -1,0 +1,56 @@
+"""Keys and values of past tokens, and attention over them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from t5x_like.models.block import BlockConfig, BlockState
+from t5x_like.models.mixers.attention import Attend, TokenInfo
+from t5x_like.models.stack import StackConfig, States
+from t5x_like.sharding.attention import attention
+
+
+class Cache(NamedTuple):
+    """Preallocated keys and values of a layer; those of layers that are scanned have a leading dim more."""
+
+    key: Float[Array, "*layers batch max_length kv_heads head_dim"]
+    value: Float[Array, "*layers batch max_length kv_heads v_dim"]
+
+
+def empty_states(stack: StackConfig, d_model: int, dtype: str, batch_size: int, max_length: int) -> States:
+    """States of all layers of a stack that has not read anything yet."""
+
+    def empty(block: BlockConfig, *layers: int) -> BlockState:
+        shapes = block.attention.key_value_shapes(d_model)
+        return BlockState(Cache(*(jnp.zeros((*layers, batch_size, max_length, *shape), dtype) for shape in shapes)))
+
+    cycles = stack.num_cycles
+    scanned = {str(i): empty(block, cycles) for i, block in enumerate(stack.cycle)} if cycles else {}
+    return {"scanned": scanned, "unrolled": {str(i): empty(stack.blocks[i]) for i in stack.unrolled}}
+
+
+def attend_cached(index: Int[Array, ""], start: Int[Array, "batch"], max_length: int) -> Attend:
+    """Writes the new keys and values at `index` and attends over the cache up to each new token.
+
+    Args:
+      index: where in the cache the first new token stands, the same for all rows.
+      start: where each row's text begins; what stands before is padding on the left.
+      max_length: of the cache.
+    """
+    kv_index = jnp.broadcast_to(jnp.arange(max_length, dtype=jnp.int32), (start.shape[0], max_length))
+
+    def attend(q, k, v, state: Cache, *, tokens: TokenInfo, **options):
+        state = Cache(
+            lax.dynamic_update_slice_in_dim(state.key, k.astype(state.key.dtype), index, axis=1),
+            lax.dynamic_update_slice_in_dim(state.value, v.astype(state.value.dtype), index, axis=1),
+        )
+        q_index = jnp.broadcast_to(index + jnp.arange(q.shape[1], dtype=jnp.int32), q.shape[:2])
+        positions = q_index - start[:, None], kv_index - start[:, None]
+        segment_ids = tuple((side >= 0).astype(jnp.int32) for side in positions)
+        # The backend that the configuration names is for training; a step of decoding has a single query.
+        options["backend"] = "auto"
+        return attention(q, state.key, state.value, segment_ids=segment_ids, positions=positions, **options), state
+
+    return attend

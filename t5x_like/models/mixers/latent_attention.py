@@ -1,0 +1,147 @@
+"""Multi-head latent attention: keys and values of all heads from one short vector per token."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from t5x_like.configurable import configurable
+from t5x_like.errors import UserError
+from t5x_like.kernels.attention.masks import MaskSpec
+from t5x_like.models.mixers.attention import Attend, Backend, TokenInfo
+from t5x_like.models.norms import Norm, NormConfig
+from t5x_like.models.parameters import Initializers, Linear, Module
+from t5x_like.models.positions import RotaryConfig, rotate
+
+
+@configurable
+class LatentAttentionConfig:
+    """Multi-head latent attention (DeepSeek-V2, section 2.1).
+
+    Queries and keys are a part without positions beside a rotated part; the rotated key is one for all heads.
+
+    Attributes:
+      num_heads: heads.
+      kv_rank: size of the vector from which keys and values are made.
+      query_rank: size of the vector from which queries are made; None: they are projected from d_model directly.
+      plain_head_dim: size of the part of queries and keys without positions.
+      rotary_head_dim: size of their rotated part.
+      value_head_dim: size of a value.
+      rotary: rotary positions.
+      scale: factor on the products; None: (plain_head_dim + rotary_head_dim) ** -0.5.
+      norm: normalisation of the vectors of `query_rank` and `kv_rank`.
+      use_bias: biases on the projections from and to d_model.
+      dropout_rate: dropout of the attention probabilities while training.
+      backend: as AttentionConfig.backend.
+    """
+
+    num_heads: int
+    kv_rank: int
+    query_rank: int | None = None
+    plain_head_dim: int = 128
+    rotary_head_dim: int = 64
+    value_head_dim: int = 128
+    rotary: RotaryConfig = RotaryConfig()
+    scale: float | None = None
+    norm: NormConfig = NormConfig()
+    use_bias: bool = False
+    dropout_rate: float = 0.0
+    backend: Backend = "auto"
+
+    def __post_init__(self):
+        for name in ("num_heads", "kv_rank", "query_rank", "plain_head_dim", "rotary_head_dim", "value_head_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"LatentAttentionConfig.{name} is {value}: it must be at least 1.")
+        if self.rotary_head_dim % 2 or self.rotary.fraction != 1:
+            raise UserError(
+                f"LatentAttentionConfig.rotary_head_dim is {self.rotary_head_dim} with RotaryConfig.fraction "
+                f"{self.rotary.fraction}: it must be even, and all of it is rotated."
+            )
+        if self.scale is not None and self.scale <= 0:
+            raise UserError(f"LatentAttentionConfig.scale is {self.scale}: it must be positive, or None.")
+        if not 0 <= self.dropout_rate < 1:
+            raise UserError(f"LatentAttentionConfig.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def query_head_dim(self) -> int:
+        return self.plain_head_dim + self.rotary_head_dim
+
+    def head_size(self, d_model: int) -> int:
+        """The size of queries and keys, which does not depend on d_model."""
+        return self.query_head_dim
+
+    def key_value_shapes(self, d_model: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(heads, head_dim) of the keys and of the values of a token: what a cache keeps of it."""
+        return (self.num_heads, self.query_head_dim), (self.num_heads, self.value_head_dim)
+
+
+class LatentAttention(Module):
+    def __init__(
+        self,
+        config: LatentAttentionConfig,
+        d_model: int,
+        *,
+        mask: MaskSpec,
+        inits: Initializers,
+        dtype: jnp.dtype,
+        key: PRNGKeyArray,
+    ):
+        keys = jax.random.split(key, 5)
+        embed, query_rank = {"embed": d_model}, config.query_rank
+        queries = {"heads": config.num_heads, "head_dim": config.query_head_dim}
+        kept = {"heads": config.num_heads, "head_dim": config.plain_head_dim + config.value_head_dim}
+        values = {"heads": config.num_heads, "head_dim": config.value_head_dim}
+        # The vector for keys and values, and behind it the rotated key.
+        shared = {"latent": config.kv_rank + config.rotary_head_dim}
+        project = lambda source, target, key, *, init=inits.kernel, use_bias=False: Linear(
+            source, target, init=init, use_bias=use_bias, dtype=dtype, key=key
+        )
+        self.query_down = query_rank and project(embed, {"latent": query_rank}, keys[0], use_bias=config.use_bias)
+        self.query_norm = query_rank and Norm(config.norm, query_rank)
+        self.query = project({"latent": query_rank} if query_rank else embed, queries, keys[1])
+        self.kv_down = project(embed, shared, keys[2], use_bias=config.use_bias)
+        self.kv_norm = Norm(config.norm, config.kv_rank)
+        self.kv_up = project({"latent": config.kv_rank}, kept, keys[3], init=inits.inner)
+        self.out = project(values, embed, keys[4], init=inits.out, use_bias=config.use_bias)
+        self.config = config
+        self.mask = mask
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        *,
+        tokens: TokenInfo,
+        attend: Attend,
+        state: Any,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch length embed"], Any]:
+        config, heads, positions = self.config, self.config.num_heads, tokens.positions
+        q = self.query(self.query_norm(self.query_down(x)) if self.query_down else x)
+        latent, shared_key = jnp.split(self.kv_down(x), [config.kv_rank], axis=-1)
+        plain_key, v = jnp.split(self.kv_up(self.kv_norm(latent)), [config.plain_head_dim], axis=-1)
+        plain_query, rotated_query = jnp.split(q, [config.plain_head_dim], axis=-1)
+        rotated_key = rotate(shared_key[:, :, None], positions, config.rotary)
+        rotated_key = jnp.broadcast_to(rotated_key, (*x.shape[:2], heads, config.rotary_head_dim))
+        q = jnp.concatenate([plain_query, rotate(rotated_query, positions, config.rotary)], axis=-1)
+        k = jnp.concatenate([plain_key, rotated_key], axis=-1)
+        q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
+        o, state = attend(
+            q,
+            k,
+            v,
+            state,
+            tokens=tokens,
+            mask=self.mask,
+            scale=config.scale,
+            dropout_rate=config.dropout_rate if dropout_key is not None else 0.0,
+            dropout_key=dropout_key,
+            backend=config.backend,
+        )
+        return self.out(o), state

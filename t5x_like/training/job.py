@@ -1,0 +1,196 @@
+"""From an experiment to everything its training step needs, without making a single parameter."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from t5x_like.data.build import DataConfig
+from t5x_like.errors import UserError
+from t5x_like.models.token_loss import Batch
+from t5x_like.models.transformer import ModelConfig
+from t5x_like.runtime.compiler_options import compiler_options
+from t5x_like.runtime.malloc import keep_freed_memory
+from t5x_like.sharding.experts import check_experts
+from t5x_like.sharding.layout import left_whole
+from t5x_like.sharding.logical import RULES, partition_spec
+from t5x_like.sharding.mesh import describe_mesh, traced_with
+from t5x_like.training.experiment import Experiment
+from t5x_like.training.flops import COUNTING_RULE, active_parameters, flops_per_row, peak_flops_per_second
+from t5x_like.training.optimizers import build_optimizer, schedule_of
+from t5x_like.training.pipeline_checks import check_stages, describe_stages
+from t5x_like.training.state import ModelSpec, TrainState, abstract_state, model_spec, state_factory
+from t5x_like.training.step import TrainStep, make_train_step
+
+
+class Job(NamedTuple):
+    """An experiment on a mesh.
+
+    Attributes:
+      model: the model's configuration, its vocabulary resolved.
+      mesh: devices by axis.
+      spec: structure, shapes and logical axes of the parameters.
+      create_state: makes the state of step 0.
+      state: shapes and shardings of the state.
+      batch: shapes and shardings of a batch.
+      train_step: (state, batch) -> (state, metrics), not yet compiled.
+      schedule: step -> learning rate.
+      xla_profile: see MeshConfig.
+      num_microbatches: see RunConfig.
+    """
+
+    model: ModelConfig
+    mesh: Mesh
+    spec: ModelSpec
+    create_state: Callable[[], TrainState]
+    state: TrainState
+    batch: Batch
+    train_step: TrainStep
+    schedule: optax.Schedule
+    xla_profile: str | None = None
+    num_microbatches: int = 1
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(array.size for array in jax.tree.leaves(self.spec.params))
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that a token uses; fewer than all in a mixture of experts."""
+        return active_parameters(self.model, self.spec.params)
+
+    @property
+    def row_lengths(self) -> dict[str, int]:
+        """Tokens per row, of `encoder` and `decoder` where the model has them."""
+        suffix = "_input_tokens"
+        return {name.removesuffix(suffix): a.shape[1] for name, a in self.batch.items() if name.endswith(suffix)}
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Input tokens of a batch, of encoder and decoder, padding included."""
+        return next(iter(self.batch.values())).shape[0] * sum(self.row_lengths.values())
+
+    @property
+    def flops_per_token(self) -> float:
+        """Model FLOPs of training on one token; see `training.flops`."""
+        lengths = self.row_lengths
+        return flops_per_row(self.model, self.spec.params, lengths) / sum(lengths.values())
+
+    def describe(self) -> str:
+        flops = f"{self.flops_per_token / 1e6:,.1f} million FLOPs per token"
+        active = self.num_active_parameters
+        of_which = "" if active == self.num_parameters else f" ({active:,} active)"
+        lines = [f"{self.num_parameters:,} parameters{of_which}, {flops}; mesh: {describe_mesh(self.mesh)}"]
+        rows = next(iter(self.batch.values())).shape[0]
+        lines += describe_stages(self.model, self.mesh.shape, rows, self.row_lengths, self.num_microbatches)
+        if whole := left_whole(self.state.params, self.mesh):
+            lines.append(f"whole on every device, as no axis of the mesh divides them: {'; '.join(whole)}")
+        known = peak_flops_per_second(self.mesh.devices.flat[0]) is not None
+        return "\n".join([*lines, COUNTING_RULE] if known else lines)
+
+
+def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
+    """Checks that model, data and mesh fit together, and derives all shapes and shardings.
+
+    Args:
+      experiment: the run's configuration.
+      mesh: see `sharding.mesh.build_mesh`.
+      vocab_size: of the tokenizer.
+    """
+    check_mesh(experiment, mesh)
+    run = experiment.run
+    model = with_vocabulary(experiment.model, vocab_size)
+    spec = model_spec(model)
+    optimizer = build_optimizer(experiment.optimizer, spec.axes, run.steps)
+    create = state_factory(model, optimizer, seed=run.seed, use_ema=run.ema_decay is not None)
+    schedule = schedule_of(experiment.optimizer, run.steps)
+    step = make_train_step(
+        spec.graphdef,
+        optimizer,
+        schedule,
+        run.loss,
+        seed=run.seed,
+        num_microbatches=run.num_microbatches,
+        ema_decay=run.ema_decay,
+        spike_sigmas=run.guard.spike_sigmas,
+    )
+    step = traced_with(experiment.mesh, step)
+    state = abstract_state(create, spec.axes, mesh)
+    batch = batch_target(experiment.data, mesh)
+    return Job(
+        model, mesh, spec, create, state, batch, step, schedule, experiment.mesh.xla_profile, run.num_microbatches
+    )
+
+
+def compile_step(job: Job) -> TrainStep:
+    """The one compiled program of a run; its state argument is donated, and any other shape is an error."""
+    if job.mesh.devices.flat[0].platform == "cpu":
+        keep_freed_memory()
+    out_shardings = (jax.tree.map(lambda a: a.sharding, job.state), None)
+    step = jax.jit(job.train_step, donate_argnums=0, out_shardings=out_shardings)
+    with jax.set_mesh(job.mesh):
+        options = compiler_options(job.xla_profile, job.mesh.devices.flat[0])
+        return step.lower(job.state, job.batch).compile(options)
+
+
+def batch_target(data: DataConfig, mesh: Mesh) -> Batch:
+    """Shapes and shardings of a batch on the mesh."""
+
+    def target(row: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+        shape = (data.batch_size, *row)
+        spec = partition_spec(("batch", "length")[: len(shape)], shape, mesh.shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    return {name: target(*feature) for name, feature in data.features.items()}
+
+
+def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The model with the tokenizer's vocabulary, or its own larger one."""
+    if model.vocab_size is None:
+        return dataclasses.replace(model, vocab_size=vocab_size)
+    if model.vocab_size < vocab_size:
+        raise UserError(
+            f"{type(model).__name__}.vocab_size is {model.vocab_size}, but the tokenizer has {vocab_size} tokens: "
+            "raise it, or leave it None to follow the tokenizer."
+        )
+    return model
+
+
+def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
+    """Refuses a batch, heads or rows that the mesh cannot divide evenly."""
+    axes = [axis for axis in dict(RULES)["batch"] if axis == "data" or mesh.shape[axis] > 1]
+    shares = math.prod(mesh.shape[axis] for axis in axes)
+    rows, parts = experiment.data.batch_size, experiment.run.num_microbatches
+    unit = shares * parts
+    if rows % unit:
+        nearest = sorted({max(unit, rows // unit * unit), math.ceil(rows / unit) * unit})
+        shared = f"{shares} shares" + (f" of {parts} microbatches" if parts > 1 else "")
+        raise UserError(
+            f"DataConfig.batch_size ({rows}) cannot be divided into {' x '.join(axes)} = {shared}: "
+            f"use {' or '.join(map(str, nearest))}, or another mesh."
+        )
+    tensor = mesh.shape["tensor"]
+    for stack in experiment.model.stacks.values():
+        for heads in {block.attention.num_heads for block in stack.distinct}:
+            if heads % tensor:
+                raise UserError(
+                    f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
+                    f"use tensor={math.gcd(heads, tensor)}, or another number of heads."
+                )
+    blocks = [block for stack in experiment.model.stacks.values() for block in stack.distinct]
+    numbers = {getattr(block.feedforward, "num_experts", None) for block in blocks} - {None}
+    for num_experts in numbers or {None}:
+        check_experts(num_experts, mesh)
+    check_stages(experiment, mesh.shape)
+    shares = mesh.shape["sequence"]
+    for feature, (row, _) in experiment.data.features.items():
+        if row and row[0] % shares:
+            nearest = sorted({max(shares, row[0] // shares * shares), math.ceil(row[0] / shares) * shares})
+            raise UserError(
+                f"Rows of {row[0]} tokens ({feature}) cannot be divided among MeshConfig.sequence ({shares}): "
+                f"use {' or '.join(map(str, nearest))} tokens, or another mesh."
+            )
