@@ -1,9 +1,16 @@
-"""The decorator that makes a class part of a run's configuration, and such objects as plain data."""
+"""The decorator that makes a class part of a run's configuration, and such objects as plain data.
+
+A part of a run is found by its role: an abstract base class, e.g. `Algorithm`. A field annotated with a role takes any
+registered class that derives from it, so a part of your own is a class in a module named by `--plugin`.
+"""
 
 import dataclasses
 import enum
+import inspect
 import json
 from typing import Any, TypeVar, dataclass_transform
+
+from t5x_like.errors import UserError
 
 T = TypeVar("T")
 
@@ -18,14 +25,30 @@ def configurable(cls: type[T]) -> type[T]:
     Fields are documented in the `Attributes:` section of the class docstring and validated in `__post_init__`.
 
     Raises:
-      ValueError: if another class of that name is registered.
+      UserError: if another class of that name is registered, or `cls` lacks a method of its role.
     """
     known = REGISTRY.get(cls.__name__)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"{cls.__name__} is already a configurable of {known.__module__}: choose another name.")
+        raise UserError(f"{cls.__name__} is already a configurable of {known.__module__}: choose another name.")
+    if inspect.isabstract(cls):
+        asked = [f"{role.__name__} ({', '.join(sorted(role.__abstractmethods__))})" for role in roles_of(cls)]
+        raise UserError(
+            f"{cls.__name__} lacks {', '.join(sorted(cls.__abstractmethods__))}: define all methods of its role "
+            f"{' and '.join(asked)}."
+        )
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     REGISTRY[cls.__name__] = cls
     return cls
+
+
+def roles_of(cls: type) -> list[type]:
+    """The roles that a class plays: its abstract bases."""
+    return [base for base in cls.__mro__[1:] if inspect.isabstract(base)]
+
+
+def players_of(role: type) -> list[type]:
+    """The registered classes that a field annotated with `role` takes."""
+    return [cls for cls in REGISTRY.values() if issubclass(cls, role)]
 
 
 def to_dict(value: Any) -> Any:

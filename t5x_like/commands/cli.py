@@ -180,6 +180,8 @@ def _import_plugin(module: str) -> None:
         sys.path.insert(0, os.getcwd())
     try:
         importlib.import_module(module)
+    except UserError as error:
+        raise UserError(f"--plugin={module}: {error}") from error
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if frame.filename.startswith("<frozen") else f" ({frame.filename}:{frame.lineno})"

@@ -5,7 +5,7 @@ import types
 from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
-from t5x_like.configurable import REGISTRY
+from t5x_like.configurable import REGISTRY, players_of
 
 
 class MismatchError(Exception):
@@ -15,7 +15,7 @@ class MismatchError(Exception):
 def coerce(value: Any, annotation: Any) -> Any:
     """Returns `value` as `annotation` wants it: an int for a float, a list for a tuple, a name for an Enum member.
 
-    Annotations are int, float, bool, str, None, Literal, Enum, tuple, configurable classes, and unions of these.
+    Annotations are int, float, bool, str, None, Literal, Enum, tuple, configurable classes, roles, and unions of these.
 
     Raises:
       MismatchError: if it does not fit.
@@ -87,6 +87,8 @@ def describe(annotation: Any) -> str:
         return _either(map(repr, options))
     if annotation in (None, type(None)):
         return "None"
+    if (players := configurables(annotation)) and not is_configurable(annotation):
+        return f"{annotation.__name__} ({_either(cls.__name__ for cls in players)})"
     return "bool (true or false)" if annotation is bool else annotation.__name__
 
 
@@ -105,9 +107,9 @@ def choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def configurables(annotation: Any) -> list[type]:
-    """The configurable classes that a field of this annotation takes."""
-    if is_configurable(annotation):
-        return [annotation]
+    """The configurable classes that a field of this annotation takes: of a role, all that play it."""
+    if isinstance(annotation, type):
+        return players_of(annotation)
     return [cls for argument in get_args(annotation) for cls in configurables(argument)]
 
 

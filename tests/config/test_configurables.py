@@ -1,5 +1,6 @@
 """Every configurable class of the package is documented, and its fields have types that can be checked."""
 
+import abc
 import dataclasses
 import importlib
 import pkgutil
@@ -8,9 +9,40 @@ import typing
 import pytest
 
 import t5x_like
-from t5x_like.config import field_docs
+from t5x_like.config import ConfigError, field_docs, parse_config
 from t5x_like.config.types import MismatchError, coerce, describe
-from t5x_like.configurable import REGISTRY
+from t5x_like.configurable import REGISTRY, configurable
+from t5x_like.errors import UserError
+
+
+class Shape(abc.ABC):
+    @abc.abstractmethod
+    def area(self) -> float: ...
+
+
+@configurable
+class Square(Shape):
+    """A square.
+
+    Attributes:
+      side: its length.
+    """
+
+    side: float = 1.0
+
+    def area(self) -> float:
+        return self.side**2
+
+
+@configurable
+class Drawing:
+    """A drawing.
+
+    Attributes:
+      shape: what is drawn.
+    """
+
+    shape: Shape = Square()
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +74,29 @@ def test_every_default_fits_its_annotation(configurables):
                 value = coerce(field.default, typing.get_type_hints(cls)[field.name])
                 assert value == field.default, f"{cls.__name__}.{field.name}"
                 assert type(value) is type(field.default), f"{cls.__name__}.{field.name}"
+
+
+def test_a_field_of_a_role_takes_every_class_that_plays_it():
+    @configurable
+    class Circle(Shape):
+        """A circle."""
+
+        def area(self) -> float:
+            return 3.0
+
+    try:
+        assert parse_config([], ["Drawing.shape=@Circle()"]).build(Drawing).shape == Circle()
+        with pytest.raises(ConfigError, match=r"must be Shape \(Square or Circle\), got 3"):
+            parse_config([], ["Drawing.shape=3"]).build(Drawing)
+    finally:
+        del REGISTRY["Circle"]
+
+
+def test_a_class_that_lacks_a_method_of_its_role_is_refused():
+    with pytest.raises(UserError, match=r"Line lacks area: define all methods of its role Shape \(area\)"):
+
+        @configurable
+        class Line(Shape):
+            """A line."""
+
+    assert "Line" not in REGISTRY

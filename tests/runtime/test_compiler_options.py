@@ -1,8 +1,8 @@
 import jax
 import pytest
 
-from t5x_like.runtime.compiler_options import PROFILES, XlaProfile, compiler_options
 from t5x_like.runtime import compiler_options as xla_profiles
+from t5x_like.runtime.compiler_options import PROFILES, XlaProfile, compiler_options
 
 CPU = jax.devices("cpu")[0]
 
