@@ -19,7 +19,7 @@ RECIPES = {
     "llama3_8b": ("--topology=v5p:4x4x4", "--topology=v6e:8x8 --gin_file=meshes/tpu_v6e.gin"),
     "llama3_70b": (
         "--topology=v5p:4x8x8",
-        "--topology=v6e:16x16 --gin_file=meshes/tpu_v6e.gin --gin.RunConfig.num_microbatches=2",
+        "--topology=v6e:16x16 --gin_file=meshes/tpu_v6e.gin --gin.RunConfig.gradient_accumulation=2",
     ),
     "mixtral_8x7b": ("--topology=v5p:4x4x4", "--topology=v6e:16x16"),
     "deepseek_v3": (

@@ -23,7 +23,7 @@ BATCH, LENGTH, VOCAB = 8, 16, 64
 
 def model(*, num_heads: int = 4, dropout_rate: float = 0.0, **decoder) -> DecoderConfig:
     attention = AttentionConfig(num_heads=num_heads, rotary=RotaryConfig(), dropout_rate=dropout_rate)
-    block = BlockConfig(attention=attention, feedforward=MLPConfig(d_ff=64), dropout_rate=dropout_rate)
+    block = BlockConfig(mixer=attention, feedforward=MLPConfig(d_ff=64), dropout_rate=dropout_rate)
     stack = StackConfig(num_layers=2, block=block)
     return DecoderConfig(**{"d_model": 32, "dtype": "float32", "stack": stack, "dropout_rate": dropout_rate, **decoder})
 

@@ -32,7 +32,7 @@ SHAPES = {
     "quickstart": ("runs/quickstart.gin", ["MODEL_DIR='x'"], 2048, 20),
     "gpt2_124m": (
         "runs/gpt2_124m.gin",
-        ["MODEL_DIR='x'", "TEXT_FILES='x'", "BATCH_SIZE=4", "SEQUENCE_LENGTH=128", "RunConfig.num_microbatches=1"],
+        ["MODEL_DIR='x'", "TEXT_FILES='x'", "BATCH_SIZE=4", "SEQUENCE_LENGTH=128", "RunConfig.gradient_accumulation=1"],
         50304,
         4,
     ),

@@ -120,7 +120,7 @@ def fit_command(request: Request) -> Plan:
     if found is None:
         raise UserError(
             f"The run fits on no single slice of {request.topology.chip_name} with all devices in `fsdp`: use a "
-            "smaller batch, RunConfig.num_microbatches, or StackConfig.remat = 'full'."
+            "smaller batch, RunConfig.gradient_accumulation, or StackConfig.remat = 'full'."
         )
     console.print(f"The smallest slice that holds the run is {found[0].describe()}, with MeshConfig.fsdp = -1.\n")
     return found[1]

@@ -38,7 +38,7 @@ CHANGEABLE = (
     "run.initialize_from",
     "run.logging",
     "run.model_dir",
-    "run.num_microbatches",
+    "run.gradient_accumulation",
     "run.steps",
 )
 """What may be another when a run is resumed: it changes how the run goes on, but not what it has learnt so far."""

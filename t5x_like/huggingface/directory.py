@@ -216,7 +216,7 @@ def _parts(config: ModelConfig) -> Iterator[Any]:
     yield from (config, config.head)
     for stack in config.stacks.values():
         for block in stack.distinct:
-            yield from (block.attention, block.feedforward)
+            yield from (block.mixer, block.feedforward)
 
 
 def _architecture(config: ModelConfig) -> ModelConfig:
@@ -251,7 +251,7 @@ def _architecture_of_stack(stack: StackConfig, d_model: int) -> StackConfig:
     def plain(block: BlockConfig) -> BlockConfig:
         return dataclasses.replace(
             block,
-            attention=plain_attention(block.attention),
+            mixer=plain_attention(block.mixer),
             cross_attention=block.cross_attention and plain_attention(block.cross_attention),
             feedforward=plain_feedforward(block.feedforward),
             dropout_rate=0.0,

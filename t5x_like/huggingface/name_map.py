@@ -64,7 +64,7 @@ class Rule(NamedTuple):
     """One row of a family's name map; a model without the parameter has no use for the row.
 
     Attributes:
-      ours: path of the parameter, e.g. "stack/*/attention/query/kernel", beginning with the name of the stack; several
+      ours: path of the parameter, e.g. "stack/*/mixer/query/kernel", beginning with the name of the stack; several
         are fused in one tensor.
       theirs: name of the tensor, e.g. "model.layers.*.self_attn.q_proj.weight". With `#`, each expert of a mixture has
         a tensor of its own, and the rule is for layers with a mixture. Of several rules for a layer's parameter the

@@ -23,7 +23,7 @@ def empty_states(stack: StackConfig, d_model: int, dtype: str, batch_size: int, 
     """States of all layers of a stack that has not read anything yet."""
 
     def empty(block: BlockConfig, *layers: int) -> BlockState:
-        shapes = block.attention.key_value_shapes(d_model)
+        shapes = block.mixer.key_value_shapes(d_model)
         return BlockState(Cache(*(jnp.zeros((*layers, batch_size, max_length, *shape), dtype) for shape in shapes)))
 
     cycles = stack.num_cycles

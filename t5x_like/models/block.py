@@ -26,24 +26,24 @@ class BlockConfig:
     """A transformer block.
 
     Attributes:
-      attention: the mixing of tokens.
-      cross_attention: attention to the encoder's output, between `attention` and `feedforward`: what a decoder's blocks
+      mixer: the mixing of tokens.
+      cross_attention: attention to the encoder's output, between `mixer` and `feedforward`: what a decoder's blocks
         have in an encoder-decoder. None: none.
       feedforward: the part that acts on each token alone.
       norm: normalisation around each part f of the block; None: none (then see DecoderConfig.residual_init).
       norm_place: `pre`: x + f(norm(x)) (most models); `post`: norm(x + f(x)) (Vaswani et al. 2017, BERT);
         `post_branch`: x + norm(f(x)) (OLMo 2, section 3.2); `sandwich`: x + norm(f(norm(x))) (Gemma 2).
-      norm_attention: False leaves out the norm of `attention` (the first block of ModernBERT).
+      norm_mixer: False leaves out the norm of `mixer` (the first block of ModernBERT).
       parallel: attention and feed-forward both read the block's input, through one norm (GPT-J, PaLM); `pre` only.
       dropout_rate: dropout of what each part adds to the residual stream, while training.
     """
 
-    attention: AttentionConfig | LatentAttentionConfig
+    mixer: AttentionConfig | LatentAttentionConfig
     cross_attention: AttentionConfig | None = None
     feedforward: MLPConfig | MoEConfig
     norm: NormConfig | None = NormConfig()
     norm_place: Literal["pre", "post", "post_branch", "sandwich"] = "pre"
-    norm_attention: bool = True
+    norm_mixer: bool = True
     parallel: bool = False
     dropout_rate: float = 0.0
 
@@ -62,7 +62,7 @@ class BlockConfig:
 
     @property
     def uses_dropout(self) -> bool:
-        parts = self.attention, self.cross_attention, self.feedforward, self
+        parts = self.mixer, self.cross_attention, self.feedforward, self
         return any(getattr(part, "dropout_rate", 0) or getattr(part, "jitter", 0) for part in parts)
 
 
@@ -82,11 +82,11 @@ class BlockState(NamedTuple):
     """What a block keeps between the steps of decoding.
 
     Attributes:
-      attention: the state of `Attend`.
+      mixer: the state of the mixer.
       encoded: keys and values of the encoder's output; None before the first step, or without cross-attention.
     """
 
-    attention: Any
+    mixer: Any
     encoded: KeysValues | None = None
 
 
@@ -105,10 +105,10 @@ class Block(Module):
         options = {"inits": inits, "dtype": dtype}
         sandwich = config.norm_place == "sandwich"
         norm = lambda used=True: Norm(config.norm, d_model) if used and config.norm is not None else None
-        attention = LatentAttention if isinstance(config.attention, LatentAttentionConfig) else Attention
-        self.attention_norm = norm(config.norm_attention)
-        self.attention = attention(config.attention, d_model, mask=mask, key=keys[0], **options)
-        self.attention_out_norm = norm(sandwich)
+        mixer = LatentAttention if isinstance(config.mixer, LatentAttentionConfig) else Attention
+        self.mixer_norm = norm(config.norm_mixer)
+        self.mixer = mixer(config.mixer, d_model, mask=mask, key=keys[0], **options)
+        self.mixer_out_norm = norm(sandwich)
         crosses = config.cross_attention is not None
         self.cross_attention_norm = norm(crosses)
         cross = lambda: Attention(config.cross_attention, d_model, mask=MaskSpec(), key=keys[2], **options)
@@ -132,22 +132,20 @@ class Block(Module):
     ) -> tuple[Float[Array, "batch length embed"], BlockState | None, RouterStats | None]:
         """The stream behind the block, the block's state, and, of a mixture of experts, its router's statistics."""
         keys = (None,) * 6 if dropout_key is None else split_keys(dropout_key, 6)
-        attention_state, kept = (None, None) if state is None else state
-        attention = lambda y: self.attention(
-            y, tokens=tokens, attend=attend, state=attention_state, dropout_key=keys[0]
-        )
+        mixer_state, kept = (None, None) if state is None else state
+        mix = lambda y: self.mixer(y, tokens=tokens, attend=attend, state=mixer_state, dropout_key=keys[0])
         if self.config.parallel:
-            y = normalized(x, self.attention_norm)
-            (mixed, attention_state), (fed, stats) = attention(y), self.feed(y, tokens, keys[1])
+            y = normalized(x, self.mixer_norm)
+            (mixed, mixer_state), (fed, stats) = mix(y), self.feed(y, tokens, keys[1])
             x = constrain(x + dropout(mixed + fed, self.config.dropout_rate, keys[2]), "batch", "length", "embed")
         else:
-            x, attention_state = self.add(x, attention, self.attention_norm, self.attention_out_norm, keys[2])
+            x, mixer_state = self.add(x, mix, self.mixer_norm, self.mixer_out_norm, keys[2])
             if self.cross_attention is not None:
                 cross = lambda y: self.attend_encoded(y, tokens, encoded, kept, keys[3])
                 x, kept = self.add(x, cross, self.cross_attention_norm, self.cross_attention_out_norm, keys[4])
             feed = lambda y: self.feed(y, tokens, keys[1])
             x, stats = self.add(x, feed, self.feedforward_norm, self.feedforward_out_norm, keys[5])
-        return x, None if state is None else BlockState(attention_state, kept), stats
+        return x, None if state is None else BlockState(mixer_state, kept), stats
 
     def feed(
         self, x: Float[Array, "batch length embed"], tokens: TokenInfo, dropout_key: PRNGKeyArray | None

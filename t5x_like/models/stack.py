@@ -123,7 +123,7 @@ class StackConfig:
     def _check_position_bias(self):
         if self.position_bias is None:
             return
-        kind, attentions = type(self.position_bias).__name__, [block.attention for block in self.distinct]
+        kind, attentions = type(self.position_bias).__name__, [block.mixer for block in self.distinct]
         if any(isinstance(attention, LatentAttentionConfig) or attention.rotary for attention in attentions):
             raise UserError(
                 f"StackConfig.position_bias is {kind} and its attention has rotary positions: a model has one or the "
@@ -371,7 +371,7 @@ class PositionBias(Module):
 
     def __init__(self, config: StackConfig, *, bidirectional: bool, init: Initializer, key: PRNGKeyArray):
         self.config = config.position_bias
-        self.num_heads = config.blocks[0].attention.num_heads
+        self.num_heads = config.blocks[0].mixer.num_heads
         self.bidirectional = bidirectional
         is_table = isinstance(self.config, RelativeBiasConfig)
         shape = (self.num_heads, self.config.num_buckets if is_table else 0)

@@ -84,7 +84,7 @@ class TransformerConfig:
             raise UserError(f"{name}.d_model is {self.d_model}: sinusoidal positions need an even d_model.")
         for stack_name, stack in self.stacks.items():
             for block in stack.distinct:
-                block.attention.head_size(self.d_model)
+                block.mixer.head_size(self.d_model)
                 self._check_cross_attention(stack_name, block.cross_attention is not None)
 
     def _check_cross_attention(self, stack: str, crosses: bool):
@@ -278,7 +278,7 @@ class Decoder(Transformer):
         return self.stack(x, tokens=self.ordered(tokens), attend=attend, states=states, dropout_key=stack_key)
 
     def ordered(self, tokens: TokenInfo) -> TokenInfo:
-        chunks = any(getattr(block.attention, "chunk", None) for block in self.config.stack.distinct)
+        chunks = any(getattr(block.mixer, "chunk", None) for block in self.config.stack.distinct)
         # Chunks are counted from the beginning of each segment.
         return tokens._replace(order=tokens.positions) if chunks and tokens.order is None else tokens
 

@@ -97,7 +97,7 @@ def _without_mesh(experiment: Experiment) -> Experiment:
 def predicted_memory(job: Job, jaxpr: Any, sizes: dict[str, int], experiment: Experiment, reserved: float) -> Memory:
     """Memory by playing the program; what it needs beside its arguments is one number here."""
     data, parameters = experiment.data, jax.tree.leaves(job.state.params)
-    rows = {data.batch_size, data.batch_size // experiment.run.num_microbatches}
+    rows = {data.batch_size, data.batch_size // experiment.run.gradient_accumulation}
     state = {a.shape: math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in parameters}
     size = sharded_size(sizes, rows, set(job.row_lengths.values()), _tensor_dims(job), state)
     exact = exact_parts(job)
@@ -121,7 +121,7 @@ def _axes(job: Job) -> list[tuple[str, ...]]:
 
 
 def _timing(job: Job, request: Request, sizes: dict[str, int], flops: float) -> Timing:
-    chip, parts = request.topology.chip, request.experiment.run.num_microbatches
+    chip, parts = request.topology.chip, request.experiment.run.gradient_accumulation
     state = sum(exact_parts(job).values())
     products = flops / request.topology.num_devices / (chip.peak_flops * EFFICIENCY)
     # The optimizer reads and writes all state; elementwise work of the layers is within the efficiency above.
@@ -174,7 +174,7 @@ def _collectives(job: Job, request: Request, sizes: dict[str, int], parts: int) 
         if "tensor" in spec and axes[-1] == "embed" and len(axes) > 2:
             add("all-reduce", "tensor", 2 * layers * parts, activation)  # of the block, forward and backward
     for block in (block for stack in job.model.stacks.values() for block in stack.blocks):
-        keys_and_values = sum(map(math.prod, block.attention.key_value_shapes(job.model.d_model))) / sizes["tensor"]
+        keys_and_values = sum(map(math.prod, block.mixer.key_value_shapes(job.model.d_model))) / sizes["tensor"]
         gathered = tokens * sizes["sequence"] * keys_and_values * 2
         add("all-gather", "sequence", 2 * parts, gathered)
         add("reduce-scatter", "sequence", parts, gathered)

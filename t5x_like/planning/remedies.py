@@ -48,10 +48,10 @@ def remedies(request: Request, plan: Callable[[Request], Plan], most: int = 3) -
 def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     """Recomputation first, then smaller parts of the batch, other meshes, more chips."""
     experiment = request.experiment
-    parts = experiment.run.num_microbatches
+    parts = experiment.run.gradient_accumulation
     full = {"StackConfig.remat": "full"}
     settings: list[Settings] = [full]
-    settings += [{**full, "RunConfig.num_microbatches": parts * n} for n in (2, 4, 8)]
+    settings += [{**full, "RunConfig.gradient_accumulation": parts * n} for n in (2, 4, 8)]
     settings += [{**full, "MeshConfig.data": 1, "MeshConfig.fsdp": -1}]
     settings += [{**full, "MeshConfig.data": 1, "MeshConfig.fsdp": -1, "MeshConfig.tensor": n} for n in (2, 4, 8)]
     before = {experiment}

@@ -70,7 +70,7 @@ def candidates(request: Request) -> Iterator[Candidate]:
     """
     traces: dict = {}
     for mesh, parts, remat in itertools.product(_meshes(request), MICROBATCHES, REMAT):
-        settings = {**mesh, "RunConfig.num_microbatches": parts, "StackConfig.remat": remat}
+        settings = {**mesh, "RunConfig.gradient_accumulation": parts, "StackConfig.remat": remat}
         try:
             asked = dataclasses.replace(request, experiment=changed(request.experiment, settings))
             yield Candidate(settings, asked, analytical_plan(asked, lower=False, traces=traces))

@@ -37,7 +37,7 @@ def _row(rank: int, result: Result) -> list[str]:
     sizes = {name.partition(".")[2]: size for name, size in settings.items() if name.startswith("MeshConfig.")}
     split = ", split" if sizes.pop("split_activations", False) else ""
     mesh = (" x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "one device") + split
-    cells = [f"{rank}", mesh, str(settings["RunConfig.num_microbatches"]), str(settings["StackConfig.remat"])]
+    cells = [f"{rank}", mesh, str(settings["RunConfig.gradient_accumulation"]), str(settings["StackConfig.remat"])]
     plan = result.plan
     if plan is None:
         return [*cells, "", "", "", "the compiler failed"]

@@ -182,7 +182,7 @@ def by_equal_rows(
     return collect(_weighted(y.reshape(-1, x.shape[1]), row_weights), rows, len(x))
 
 
-def by_ring(
+def by_gather(
     x: Float[Array, "tokens embed"],
     experts: Int[Array, "tokens choices"],
     weights: Float[Array, "tokens choices"],
@@ -228,9 +228,9 @@ def by_ragged_all_to_all(
     shares: Shares,
     buffer_factor: float | None,
 ) -> tuple[Float[Array, "tokens embed"], Int[Array, ""]]:
-    """As `by_ring`, but every token's copies travel only to the devices that hold its experts, and back."""
+    """As `by_gather`, but every token's copies travel only to the devices that hold its experts, and back."""
     if shares.experts == 1:
-        return by_ring(x, experts, weights, compute, num_experts, shares, buffer_factor)
+        return by_gather(x, experts, weights, compute, num_experts, shares, buffer_factor)
     num_rows = _buffer_rows(experts, num_experts, shares, buffer_factor)
     local = num_experts // shares.experts
     x, weights = _differing((x, weights), shares)

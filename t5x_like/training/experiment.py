@@ -88,7 +88,7 @@ class RunConfig:
       model_dir: directory of the run: checkpoints, metrics, plots. The same command with the same directory resumes it.
       steps: optimizer steps in all, those before a resume included.
       seed: of initial parameters and dropout; the order of the data has its own, DataConfig.seed.
-      num_microbatches: parts of the batch whose gradients are accumulated one after the other, to save memory; divides
+      gradient_accumulation: parts of the batch whose gradients are added up one after the other, to save memory; divides
         the batch size.
       loss: what to minimise.
       evaluate_every_steps: steps between evaluations on the validation split; the last step is always evaluated.
@@ -105,7 +105,7 @@ class RunConfig:
     model_dir: str
     steps: int
     seed: int = 0
-    num_microbatches: int = 1
+    gradient_accumulation: int = 1
     loss: LossConfig = LossConfig()
     evaluate_every_steps: int = 250
     evaluate_num_batches: int | None = None
@@ -117,7 +117,7 @@ class RunConfig:
     logging: LoggingConfig = LoggingConfig()
 
     def __post_init__(self):
-        for name in ("steps", "num_microbatches", "evaluate_every_steps"):
+        for name in ("steps", "gradient_accumulation", "evaluate_every_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"RunConfig.{name} is {getattr(self, name)}: it must be at least 1.")
         if not self.model_dir:
@@ -154,10 +154,10 @@ class Experiment:
                 f"DataConfig.sequence_length ({length}) exceeds LearnedPositionsConfig.max_length "
                 f"({positions.max_length}): lower the one or raise the other."
             )
-        if self.data.batch_size % self.run.num_microbatches:
+        if self.data.batch_size % self.run.gradient_accumulation:
             raise UserError(
-                f"DataConfig.batch_size ({self.data.batch_size}) is not a multiple of RunConfig.num_microbatches "
-                f"({self.run.num_microbatches})."
+                f"DataConfig.batch_size ({self.data.batch_size}) is not a multiple of RunConfig.gradient_accumulation "
+                f"({self.run.gradient_accumulation})."
             )
 
     def _check_features(self):

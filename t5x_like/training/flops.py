@@ -75,7 +75,7 @@ def flops_per_row(config: ModelConfig, params: Params, lengths: dict[str, int]) 
         causal = isinstance(config, DecoderConfig) or name == "decoder"
         products += _products(stack, params[name], length, lengths.get("encoder", 0))
         for block in stack.blocks:
-            scores += length * _attended_dims(block.attention, config.d_model, length, causal=causal)
+            scores += length * _attended_dims(block.mixer, config.d_model, length, causal=causal)
             if block.cross_attention is not None:
                 scores += length * _attended_dims(block.cross_attention, config.d_model, lengths["encoder"])
     return 6 * (products + scores)

@@ -40,7 +40,7 @@ class Job(NamedTuple):
       train_step: (state, batch) -> (state, metrics), not yet compiled.
       schedule: step -> learning rate.
       xla_profile: see MeshConfig.
-      num_microbatches: see RunConfig.
+      gradient_accumulation: see RunConfig.
     """
 
     model: ModelConfig
@@ -52,7 +52,7 @@ class Job(NamedTuple):
     train_step: TrainStep
     schedule: optax.Schedule
     xla_profile: str | None = None
-    num_microbatches: int = 1
+    gradient_accumulation: int = 1
 
     @property
     def num_parameters(self) -> int:
@@ -86,7 +86,7 @@ class Job(NamedTuple):
         of_which = "" if active == self.num_parameters else f" ({active:,} active)"
         lines = [f"{self.num_parameters:,} parameters{of_which}, {flops}; mesh: {describe_mesh(self.mesh)}"]
         rows = next(iter(self.batch.values())).shape[0]
-        lines += describe_stages(self.model, self.mesh.shape, rows, self.row_lengths, self.num_microbatches)
+        lines += describe_stages(self.model, self.mesh.shape, rows, self.row_lengths, self.gradient_accumulation)
         if whole := left_whole(self.state.params, self.mesh):
             lines.append(f"whole on every device, as no axis of the mesh divides them: {'; '.join(whole)}")
         known = peak_flops_per_second(self.mesh.devices.flat[0]) is not None
@@ -114,7 +114,7 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
         schedule,
         run.loss,
         seed=run.seed,
-        num_microbatches=run.num_microbatches,
+        gradient_accumulation=run.gradient_accumulation,
         ema_decay=run.ema_decay,
         spike_sigmas=run.guard.spike_sigmas,
     )
@@ -122,7 +122,7 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
     state = abstract_state(create, spec.axes, mesh)
     batch = batch_target(experiment.data, mesh)
     return Job(
-        model, mesh, spec, create, state, batch, step, schedule, experiment.mesh.xla_profile, run.num_microbatches
+        model, mesh, spec, create, state, batch, step, schedule, experiment.mesh.xla_profile, run.gradient_accumulation
     )
 
 
@@ -164,7 +164,7 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
     """Refuses a batch, heads or rows that the mesh cannot divide evenly."""
     axes = [axis for axis in dict(RULES)["batch"] if axis == "data" or mesh.shape[axis] > 1]
     shares = math.prod(mesh.shape[axis] for axis in axes)
-    rows, parts = experiment.data.batch_size, experiment.run.num_microbatches
+    rows, parts = experiment.data.batch_size, experiment.run.gradient_accumulation
     unit = shares * parts
     if rows % unit:
         nearest = sorted({max(unit, rows // unit * unit), math.ceil(rows / unit) * unit})
@@ -175,7 +175,7 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
         )
     tensor = mesh.shape["tensor"]
     for stack in experiment.model.stacks.values():
-        for heads in {block.attention.num_heads for block in stack.distinct}:
+        for heads in {block.mixer.num_heads for block in stack.distinct}:
             if heads % tensor:
                 raise UserError(
                     f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "

@@ -26,7 +26,7 @@ def check_stages(experiment: Experiment, mesh: Mapping[str, int]) -> None:
     """
     if mesh["stage"] == 1:
         return
-    rows = experiment.data.batch_size // experiment.run.num_microbatches
+    rows = experiment.data.batch_size // experiment.run.gradient_accumulation
     shares = _shares(mesh)
     for name, stack in experiment.model.stacks.items():
         _check_layers(name, stack, mesh["stage"])

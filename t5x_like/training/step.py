@@ -30,7 +30,7 @@ def make_train_step(
     loss: LossConfig,
     *,
     seed: int,
-    num_microbatches: int = 1,
+    gradient_accumulation: int = 1,
     ema_decay: float | None = None,
     spike_sigmas: float | None = None,
 ) -> TrainStep:
@@ -47,13 +47,13 @@ def make_train_step(
         totals = total_weights(model, batch)
         keys = row_keys(random_key(seed, "dropout", state.step), next(iter(batch.values())).shape[0])
 
-        gradient = partial(loss_gradient, loss, graphdef, totals=totals, share=1 / num_microbatches)
-        if num_microbatches == 1:
+        gradient = partial(loss_gradient, loss, graphdef, totals=totals, share=1 / gradient_accumulation)
+        if gradient_accumulation == 1:
             grads, results = gradient(state.params, batch, keys)
         else:
             add = lambda total, new: jax.tree.map(jnp.add, total, new)
             accumulate = lambda total, part: (add(total, gradient(state.params, *part)), None)
-            parts = microbatches((batch, keys), num_microbatches)
+            parts = microbatches((batch, keys), gradient_accumulation)
             shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda a: a[0], parts))
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
             (grads, results), _ = lax.scan(accumulate, zeros, parts)

@@ -196,4 +196,4 @@ def test_a_model_without_a_family_is_refused(tmp_path, capsys):
     capsys.readouterr()
     message = refused([f"--from={tmp_path}/run", f"--to={tmp_path}/new"], capsys)
     assert "the nearest, gpt2, would need" in message
-    assert "stack.block.attention.use_qkv_bias: True (here False)" in message
+    assert "stack.block.mixer.use_qkv_bias: True (here False)" in message

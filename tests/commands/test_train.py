@@ -161,7 +161,7 @@ BAD_FLAGS = {
     "short_corpus": ({"SEQUENCE_LENGTH": 100000}, "less than one sequence"),
     "batch_on_mesh": ({"BATCH_SIZE": 12}, "use 8 or 16"),
     "heads": ({"AttentionConfig.num_heads": 3}, "num_heads"),
-    "microbatches": ({"RunConfig.num_microbatches": 3}, "not a multiple"),
+    "microbatches": ({"RunConfig.gradient_accumulation": 3}, "not a multiple"),
     "mesh": ({"MeshConfig.data": 3}, "does not fill 8 devices"),
     "warmup": ({"WARMUP_STEPS": 100}, "longer than the run"),
 }

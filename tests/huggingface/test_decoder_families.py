@@ -127,8 +127,8 @@ def test_experts_lie_on_their_devices(tmp_path):
 
 def test_gates_and_ups_take_turns_in_gpt_oss(tmp_path):
     _, config, params = export(tmp_path, GPT_OSS)
-    assert config.stack.cycle[0].attention.window == 128
-    assert config.stack.cycle[1].attention.window is None
+    assert config.stack.cycle[0].mixer.window == 128
+    assert config.stack.cycle[1].mixer.window is None
     both = open_tensors(tmp_path)["model.layers.3.mlp.experts.gate_up_proj"].read()
     feedforward = params["stack"]["scanned"]["1"]["feedforward"]
     np.testing.assert_array_equal(both[..., ::2], feedforward["gate"]["kernel"][1])
@@ -139,13 +139,13 @@ def test_dims_that_turn_together_are_neighbours_in_deepseek(tmp_path):
     _, config, params = export(tmp_path, LATENT)
     stored = open_tensors(tmp_path)
     theirs = stored["model.layers.1.self_attn.q_b_proj.weight"].read().reshape(4, 14, 10)
-    ours = np.asarray(params["stack"]["scanned"]["0"]["attention"]["query"]["kernel"][0]).transpose(1, 2, 0)
+    ours = np.asarray(params["stack"]["scanned"]["0"]["mixer"]["query"]["kernel"][0]).transpose(1, 2, 0)
     np.testing.assert_array_equal(theirs[:, :6], ours[:, :6])
     np.testing.assert_array_equal(theirs[:, 6::2], ours[:, 6:10])
     np.testing.assert_array_equal(theirs[:, 7::2], ours[:, 10:])
     # mscale belongs to the products, not to the weights.
-    assert config.stack.cycle[0].attention.scale == pytest.approx(14**-0.5 * (0.1 * np.log(40) + 1) ** 2)
-    assert config.stack.cycle[0].attention.rotary.scaling.attention_factor == 1.0
+    assert config.stack.cycle[0].mixer.scale == pytest.approx(14**-0.5 * (0.1 * np.log(40) + 1) ** 2)
+    assert config.stack.cycle[0].mixer.rotary.scaling.attention_factor == 1.0
 
 
 def test_the_bias_of_the_balance_stays_float32(tmp_path):
@@ -160,7 +160,7 @@ def test_the_bias_of_the_balance_stays_float32(tmp_path):
 
 def test_layers_of_gemma3_differ_in_window_and_theta(tmp_path):
     _, config, _ = export(tmp_path, {**GEMMA3, "rope_theta": 500.0, "rope_local_base_freq": 20.0})
-    attentions = [block.attention for block in config.stack.blocks]
+    attentions = [block.mixer for block in config.stack.blocks]
     assert [attention.window for attention in attentions] == [4, 4, None, 4, 4, None, 4]
     assert [attention.rotary.theta for attention in attentions] == [20, 20, 500, 20, 20, 500, 20]
     assert [attention.rotary.scaling is None for attention in attentions] == [

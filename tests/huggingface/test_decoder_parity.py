@@ -173,7 +173,7 @@ def test_sharded_and_unrolled_parameters_are_the_same(name, tmp_path):
     config, graphdef, params, _ = load_ours(tmp_path)
     _, _, sharded, _ = load_ours(tmp_path, mesh=build_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
     jax.tree.map(np.testing.assert_array_equal, params, sharded)
-    kernel = sharded["stack"]["scanned"]["0"]["attention"]["query"]["kernel"]
+    kernel = sharded["stack"]["scanned"]["0"]["mixer"]["query"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (config.stack.num_layers, 4, 2, 4)
     unrolled_config, unrolled_graphdef, unrolled, _ = load_ours(tmp_path, scan_layers=False)
     tokens = families.tokens()

@@ -33,26 +33,28 @@ def decoder(request):
     if request.param == "window_qk_norm":
         rotary = RotaryConfig(scaling=YarnScaling(factor=2.0, original_length=8))
         attention = AttentionConfig(num_heads=4, window=4, qk_norm=NormConfig(), use_qkv_bias=True, rotary=rotary)
-        block = dataclasses.replace(config.stack.block, attention=attention, norm_place="post_branch")
+        block = dataclasses.replace(config.stack.block, mixer=attention, norm_place="post_branch")
         config = dataclasses.replace(config, stack=dataclasses.replace(config.stack, block=block), scale_embedding=True)
     elif request.param == "unrolled_learned_grouped":
         attention = AttentionConfig(num_heads=4, num_kv_heads=2)
-        block = config.stack.block.__class__(attention=attention, feedforward=config.stack.block.feedforward)
+        block = config.stack.block.__class__(mixer=attention, feedforward=config.stack.block.feedforward)
         stack = config.stack.__class__(num_layers=2, block=block, scan_layers=False)
         config = toy.model(vocab_size=toy.VOCAB, stack=stack, positions=LearnedPositionsConfig(max_length=32))
     elif request.param == "cycle":
         wide = config.stack.block
-        narrow = dataclasses.replace(wide, attention=AttentionConfig(num_heads=4, num_kv_heads=1, window=3, sinks=True))
+        narrow = dataclasses.replace(wide, mixer=AttentionConfig(num_heads=4, num_kv_heads=1, window=3, sinks=True))
         config = toy.model(vocab_size=toy.VOCAB, stack=StackConfig(num_layers=5, block=(narrow, wide), first=(wide,)))
     elif request.param == "latent":
-        latent = LatentAttentionConfig(num_heads=4, kv_rank=8, plain_head_dim=6, rotary_head_dim=4, value_head_dim=5)
-        config = with_block(config, attention=latent)
+        latent = LatentAttentionConfig(
+            num_heads=4, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5
+        )
+        config = with_block(config, mixer=latent)
     elif request.param == "relative_bias":
-        config = with_block(config, attention=AttentionConfig(num_heads=4, scale=1.0))
+        config = with_block(config, mixer=AttentionConfig(num_heads=4, scale=1.0))
         stack = dataclasses.replace(config.stack, position_bias=RelativeBiasConfig(num_buckets=8))
         config = dataclasses.replace(config, stack=stack)
     elif request.param == "chunks":
-        config = with_block(config, attention=AttentionConfig(num_heads=4, chunk=5, soft_cap=3.0))
+        config = with_block(config, mixer=AttentionConfig(num_heads=4, chunk=5, soft_cap=3.0))
     # Larger weights than usual: untrained models are nearly indifferent between tokens.
     model = Decoder(config, jax.random.key(0))
     graphdef, params = split(model)
@@ -98,7 +100,7 @@ def test_greedy_text_equals_the_plain_loop_for_every_prompt_of_a_batch(decoder):
 
 def test_an_encoder_decoder_writes_what_the_plain_loop_writes():
     attention, bias = AttentionConfig(num_heads=4, scale=1.0), RelativeBiasConfig(num_buckets=8)
-    block = BlockConfig(attention=attention, feedforward=MLPConfig(d_ff=64))
+    block = BlockConfig(mixer=attention, feedforward=MLPConfig(d_ff=64))
     crossed = dataclasses.replace(block, cross_attention=attention)
     config = EncoderDecoderConfig(
         d_model=32,

@@ -56,7 +56,7 @@ MODELS = {
         toy.model(dropout_rate=0.1),
         num_layers=8,
         first=(plain_block(),),
-        block=(plain_block(), BlockConfig(attention=plain_block().attention, feedforward=MLPConfig(d_ff=16))),
+        block=(plain_block(), BlockConfig(mixer=plain_block().mixer, feedforward=MLPConfig(d_ff=16))),
         remat="full",
     ),
     "encoder": lambda: with_stack(EncoderConfig(d_model=32, dtype="float32", stack=toy.model().stack), num_layers=4),

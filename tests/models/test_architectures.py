@@ -37,7 +37,7 @@ def attention(**fields) -> AttentionConfig:
 
 
 def block(attention: AttentionConfig | LatentAttentionConfig, **fields) -> BlockConfig:
-    return BlockConfig(**{"attention": attention, "feedforward": MLPConfig(d_ff=24), **fields})
+    return BlockConfig(**{"mixer": attention, "feedforward": MLPConfig(d_ff=24), **fields})
 
 
 def stack(*cycle: BlockConfig, **fields) -> StackConfig:
@@ -53,7 +53,7 @@ def encoder(stack: StackConfig, **fields) -> EncoderConfig:
 
 
 LATENT = LatentAttentionConfig(
-    num_heads=4, kv_rank=8, query_rank=10, plain_head_dim=6, rotary_head_dim=4, value_head_dim=5
+    num_heads=4, kv_lora_rank=8, q_lora_rank=10, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5
 )
 DECODERS = {
     "five_to_one": decoder(
@@ -62,7 +62,7 @@ DECODERS = {
     "first": decoder(stack(block(attention()), first=(block(attention(num_heads=2)),), num_layers=3)),
     "no_positions_every_second": decoder(stack(block(attention()), block(attention(rotary=None)), num_layers=4)),
     "latent": decoder(stack(block(LATENT))),
-    "latent_direct": decoder(stack(block(dataclasses.replace(LATENT, query_rank=None, use_bias=True)))),
+    "latent_direct": decoder(stack(block(dataclasses.replace(LATENT, q_lora_rank=None, use_bias=True)))),
     "alibi": decoder(stack(block(attention(rotary=None)), position_bias=AlibiConfig())),
     "relative_bias": decoder(stack(block(T5_ATTENTION), position_bias=RelativeBiasConfig(num_buckets=8))),
     "sandwich": decoder(stack(block(attention(), norm_place="sandwich"))),
@@ -156,7 +156,7 @@ ENCODERS = {
         stack(
             block(attention(window=4)),
             block(attention(rotary=RotaryConfig(theta=1e5))),
-            first=(block(attention(), norm_attention=False),),
+            first=(block(attention(), norm_mixer=False),),
             num_layers=4,
         )
     ),
@@ -275,7 +275,7 @@ BAD = {
         lambda: LongRopeScaling(short_factors=(1.0,), long_factors=(1.0, 2.0), original_length=8),
         "1 short_factors and 2 long_factors",
     ),
-    "latent": (lambda: dataclasses.replace(LATENT, rotary_head_dim=3), "rotary_head_dim is 3"),
+    "latent": (lambda: dataclasses.replace(LATENT, qk_rope_head_dim=3), "qk_rope_head_dim is 3"),
     "soft_cap": (lambda: attention(soft_cap=0.0), "soft_cap is 0.0"),
 }
 

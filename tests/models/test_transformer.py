@@ -32,9 +32,7 @@ LENGTH, VOCAB = 12, 29
 
 def small(*, attention=None, feedforward=None, block=None, stack=None, head=None, **decoder) -> DecoderConfig:
     attention = AttentionConfig(**{"num_heads": 4, "rotary": RotaryConfig(), **(attention or {})})
-    block = BlockConfig(
-        attention=attention, feedforward=MLPConfig(**{"d_ff": 24, **(feedforward or {})}), **(block or {})
-    )
+    block = BlockConfig(mixer=attention, feedforward=MLPConfig(**{"d_ff": 24, **(feedforward or {})}), **(block or {}))
     stack = StackConfig(**{"num_layers": 2, "block": block, **(stack or {})})
     head = LanguageModelHeadConfig(**(head or {}))
     fields = {"d_model": 16, "vocab_size": VOCAB, "dtype": "float32", "stack": stack, "head": head}
@@ -181,7 +179,7 @@ def test_a_window_hides_what_is_before_it(tokens):
 def test_normalised_queries_and_keys_have_no_scale(tokens):
     for name in ("qwen", "olmo2"):
         graphdef, params = split(build(CONFIGS[name]))
-        query = params["stack"]["scanned"]["0"]["attention"]["query"]
+        query = params["stack"]["scanned"]["0"]["mixer"]["query"]
         kernel, outputs = query["kernel"], []
         for scale in (100, 5000):  # large enough that epsilon is nothing beside it
             query["kernel"] = kernel * scale
@@ -276,7 +274,7 @@ def test_initializers_have_their_standard_deviation(kind, deviation):
 def test_residual_projections_start_smaller_with_depth():
     layers = split(build(small(d_model=64, stack={"num_layers": 8})))[1]["stack"]["scanned"]["0"]
     scale = 1 / np.sqrt(2 * 8)
-    for inside, out in ((layers["attention"]["query"], layers["attention"]["out"]),
+    for inside, out in ((layers["mixer"]["query"], layers["mixer"]["out"]),
                         (layers["feedforward"]["up"], layers["feedforward"]["down"])):  # fmt: skip
         np.testing.assert_allclose(out["kernel"].std() / inside["kernel"].std(), scale, rtol=0.05)
 

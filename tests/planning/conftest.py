@@ -16,7 +16,7 @@ def request_for_cpu(tmp_path_factory):
     """A toy decoder on eight virtual CPU devices, in two microbatches, with averaged parameters."""
     directory = tmp_path_factory.mktemp("plan")
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    experiment = toy.experiment(directory, mesh=mesh, num_microbatches=2, ema_decay=0.9)
+    experiment = toy.experiment(directory, mesh=mesh, gradient_accumulation=2, ema_decay=0.9)
     return Request(experiment, parse_topology("cpu:8"), toy.VOCAB)
 
 

@@ -30,7 +30,7 @@ def toy_request(request, topology, mesh, **run):
     ("devices", "bindings"),
     [
         (1, []),
-        (1, ["BATCH_SIZE=48", "RunConfig.num_microbatches=4"]),
+        (1, ["BATCH_SIZE=48", "RunConfig.gradient_accumulation=4"]),
         (4, ["MeshConfig.data=1", "MeshConfig.fsdp=4"]),
         (4, ["MeshConfig.data=1", "MeshConfig.tensor=4"]),
         (8, ["MeshConfig.data=2", "MeshConfig.fsdp=2", "MeshConfig.tensor=2"]),

@@ -39,7 +39,7 @@ def test_the_timeline_shows_every_segment_within_the_step(tpu_plan):
 
 
 def test_the_scatter_plot_has_a_point_for_each_candidate(tpu_plan, request_for_cpu):
-    settings = {"RunConfig.num_microbatches": 1, "StackConfig.remat": "full"}
+    settings = {"RunConfig.gradient_accumulation": 1, "StackConfig.remat": "full"}
     candidate = Candidate(settings, request_for_cpu, tpu_plan)
     slower = dataclasses.replace(tpu_plan, timing=dataclasses.replace(tpu_plan.timing, seconds=9.0))
     results = [Result(candidate, tpu_plan), Result(candidate, slower), Result(candidate, None, "crash")]

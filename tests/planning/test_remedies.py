@@ -26,10 +26,10 @@ def test_three_changes_that_fit_the_cheapest_first(asked, answers):
         tried.append((request.experiment, request.topology.name))
         if request.experiment.mesh.tensor == 4:
             raise UserError("the heads cannot be divided")
-        return answers[0] if request.experiment.run.num_microbatches >= 8 else answers[1]
+        return answers[0] if request.experiment.run.gradient_accumulation >= 8 else answers[1]
 
     found = remedies(asked, plan)
-    assert found[0].change == "StackConfig.remat = 'full', RunConfig.num_microbatches = 8"
+    assert found[0].change == "StackConfig.remat = 'full', RunConfig.gradient_accumulation = 8"
     assert len(tried) == len(set(tried)), "nothing is tried twice"
     assert all(experiment.model.stack.remat == "full" for experiment, _ in tried[:5])
 

@@ -29,7 +29,7 @@ def test_candidates_fill_the_devices_and_pass_the_runs_own_checks(asked, found):
     assert len(settings) == len({tuple(s.values()) for s in settings}) >= 24
     for s in settings:
         assert math.prod(s[f"MeshConfig.{axis}"] for axis in ("data", "fsdp", "expert", "sequence", "tensor")) == 4
-        assert toy.BATCH % (s["MeshConfig.data"] * s["MeshConfig.fsdp"] * s["RunConfig.num_microbatches"]) == 0
+        assert toy.BATCH % (s["MeshConfig.data"] * s["MeshConfig.fsdp"] * s["RunConfig.gradient_accumulation"]) == 0
 
 
 def test_settings_are_what_the_gin_lines_make(asked, found):
@@ -98,7 +98,7 @@ def test_a_crash_is_recorded_and_the_search_goes_on(asked, found, monkeypatch):
     shown = console.export_text()
     assert "the compiler failed" in shown
     assert "signal 11" in shown
-    assert shown.count("RunConfig.num_microbatches = ") == 2  # the winner's lines and the crash's
+    assert shown.count("RunConfig.gradient_accumulation = ") == 2  # the winner's lines and the crash's
 
 
 def test_a_batch_that_no_mesh_divides(asked):
@@ -109,7 +109,9 @@ def test_a_batch_that_no_mesh_divides(asked):
         search(
             dataclasses.replace(
                 asked,
-                experiment=dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, num_microbatches=1)),
+                experiment=dataclasses.replace(
+                    experiment, run=dataclasses.replace(experiment.run, gradient_accumulation=1)
+                ),
                 topology=topology,
             ),
             most=1,

@@ -186,7 +186,7 @@ def test_an_encoder_decoder_is_that_of_one_device(method):
     attention = AttentionConfig(num_heads=4, num_kv_heads=2)
     stack = StackConfig(
         num_layers=2,
-        block=BlockConfig(attention=attention, feedforward=MLPConfig(d_ff=32)),
+        block=BlockConfig(mixer=attention, feedforward=MLPConfig(d_ff=32)),
         position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16),
     )
     crossing = dataclasses.replace(stack, block=dataclasses.replace(stack.block, cross_attention=attention))

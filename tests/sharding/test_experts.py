@@ -139,7 +139,7 @@ def test_groups_too_large_for_the_devices_are_reported(caplog):
     assert "A group_size of 16 would" in caplog.text
 
 
-@pytest.mark.parametrize("exchange", ["ring", "ragged_all_to_all"])
+@pytest.mark.parametrize("exchange", ["gather", "ragged_all_to_all"])
 def test_a_short_buffer_drops_and_counts(exchange):
     """All tokens want the two experts of one device of four, which has rows for half of them."""
     moe = build(

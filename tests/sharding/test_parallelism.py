@@ -26,8 +26,8 @@ BATCH, LENGTH, VOCAB, STEPS = 16, 8, 32, 5
 
 ROTARY = AttentionConfig(num_heads=4, num_kv_heads=2, rotary=RotaryConfig())
 PLAIN = AttentionConfig(num_heads=4)
-BLOCK = BlockConfig(attention=ROTARY, feedforward=MLPConfig(d_ff=32))
-T5 = BlockConfig(attention=PLAIN, feedforward=MLPConfig(d_ff=32))
+BLOCK = BlockConfig(mixer=ROTARY, feedforward=MLPConfig(d_ff=32))
+T5 = BlockConfig(mixer=PLAIN, feedforward=MLPConfig(d_ff=32))
 BASE = {"d_model": 16, "vocab_size": VOCAB, "dtype": "float32"}
 
 
@@ -179,7 +179,7 @@ def test_stages_hold_their_layers_and_nothing_is_computed_in_bubbles():
     mesh = build_mesh(mesh_config, jax.devices()[:4])
     spec = model_spec(MODELS["decoder"])
     places = shardings(spec.axes, spec.params, mesh)
-    layers = places["stack"]["scanned"]["0"]["attention"]["query"]["kernel"]
+    layers = places["stack"]["scanned"]["0"]["mixer"]["query"]["kernel"]
     assert layers.spec[0] == "stage"
     arrays = jax.tree.map(jnp.asarray, batch("decoder"))
     loss = lambda params: batch_loss(LossConfig(), spec.graphdef, params, arrays)[0]

@@ -27,7 +27,7 @@ def shapes(config):
 
 def llama_2_70b():
     attention = AttentionConfig(num_heads=64, num_kv_heads=8)
-    block = BlockConfig(attention=attention, feedforward=MLPConfig(d_ff=28672))
+    block = BlockConfig(mixer=attention, feedforward=MLPConfig(d_ff=28672))
     head = LanguageModelHeadConfig(tie_embeddings=False)
     return DecoderConfig(d_model=8192, vocab_size=32000, stack=StackConfig(num_layers=80, block=block), head=head)
 
@@ -47,8 +47,8 @@ def test_mfu_of_llama_2_70b_is_what_was_published():
 
 def test_an_encoder_decoder_counts_both_sides_and_what_crosses():
     attention, feedforward = AttentionConfig(num_heads=2), MLPConfig(d_ff=24, gated=False)
-    encoder = BlockConfig(attention=attention, feedforward=feedforward)
-    decoder = BlockConfig(attention=attention, cross_attention=attention, feedforward=feedforward)
+    encoder = BlockConfig(mixer=attention, feedforward=feedforward)
+    decoder = BlockConfig(mixer=attention, cross_attention=attention, feedforward=feedforward)
     config = EncoderDecoderConfig(
         d_model=8,
         vocab_size=10,

@@ -86,9 +86,9 @@ def test_initial_parameters_are_equal_bit_for_bit_on_every_mesh(tmp_path):
 
 def test_fsdp_and_tensor_shard_parameters_and_optimizer_state(tmp_path):
     job = job_on("data=2 x fsdp=2 x tensor=2", tmp_path)
-    kernel = job.state.params["stack"]["scanned"]["0"]["attention"]["query"]["kernel"]
+    kernel = job.state.params["stack"]["scanned"]["0"]["mixer"]["query"]["kernel"]
     assert kernel.sharding.spec == P(None, "fsdp", "tensor", None)
-    moments = job.state.opt_state[1].mu["stack"]["scanned"]["0"]["attention"]["query"]["kernel"]
+    moments = job.state.opt_state[1].mu["stack"]["scanned"]["0"]["mixer"]["query"]["kernel"]
     assert moments.sharding == kernel.sharding
     assert job.state.params["embedding"].sharding.spec == P("tensor", "fsdp")
 
@@ -98,8 +98,8 @@ def test_microbatches_with_unequal_masks_give_the_gradient_of_the_whole_batch(tm
     weights[0], weights[1, :3], weights[5, 2] = 1, 1, 0.5
     batch = toy.batch(weights=weights)
     whole, whole_state = run(job_on("1", tmp_path), [batch])
-    parts, parts_state = run(job_on("1", tmp_path, num_microbatches=4), [batch])
-    sharded, sharded_state = run(job_on("data=2 x fsdp=2", tmp_path, num_microbatches=2), [batch])
+    parts, parts_state = run(job_on("1", tmp_path, gradient_accumulation=4), [batch])
+    sharded, sharded_state = run(job_on("data=2 x fsdp=2", tmp_path, gradient_accumulation=2), [batch])
     np.testing.assert_allclose([parts[0], sharded[0]], whole[0], rtol=1e-6)
     for state in (parts_state, sharded_state):
         # The first moment after one step is a tenth of the gradient: Adam's update itself would hide its scale.

@@ -23,12 +23,12 @@ def _body(prefix: str) -> tuple[Rule, ...]:
     ours, theirs = "stack/*", f"{prefix}.encoder.layer.*"
     norms = {
         "embedding_norm": f"{prefix}.embeddings.LayerNorm",
-        f"{ours}/attention_norm": f"{theirs}.attention.output.LayerNorm",
+        f"{ours}/mixer_norm": f"{theirs}.attention.output.LayerNorm",
         f"{ours}/feedforward_norm": f"{theirs}.output.LayerNorm",
     }
     projections = {name: f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")}
     linears = {
-        f"{ours}/attention/out": (f"{theirs}.attention.output.dense", "linear_from_heads"),
+        f"{ours}/mixer/out": (f"{theirs}.attention.output.dense", "linear_from_heads"),
         f"{ours}/feedforward/up": (f"{theirs}.intermediate.dense", "linear"),
         f"{ours}/feedforward/down": (f"{theirs}.output.dense", "linear"),
     }
@@ -38,8 +38,8 @@ def _body(prefix: str) -> tuple[Rule, ...]:
         Rule("token_types", f"{prefix}.embeddings.token_type_embeddings.weight"),
         *(Rule(f"{a}/scale", f"{b}.weight") for a, b in norms.items()),
         *(Rule(f"{a}/bias", f"{b}.bias") for a, b in norms.items()),
-        *(Rule(f"{ours}/attention/{a}/kernel", f"{b}.weight", "linear") for a, b in projections.items()),
-        *(Rule(f"{ours}/attention/{a}/bias", f"{b}.bias", "flat") for a, b in projections.items()),
+        *(Rule(f"{ours}/mixer/{a}/kernel", f"{b}.weight", "linear") for a, b in projections.items()),
+        *(Rule(f"{ours}/mixer/{a}/bias", f"{b}.bias", "flat") for a, b in projections.items()),
         *(Rule(f"{a}/kernel", f"{b}.weight", layout) for a, (b, layout) in linears.items()),
         *(Rule(f"{a}/bias", f"{b}.bias") for a, (b, _) in linears.items()),
     )
@@ -87,7 +87,7 @@ def _read(fields: Fields, *, offset: int, classify_pairs: bool) -> EncoderConfig
     )
     feedforward = MLPConfig(d_ff=fields.need("intermediate_size"), activation=activation, gated=False, use_bias=True)
     block = BlockConfig(
-        attention=attention, feedforward=feedforward, norm=norm, norm_place="post", dropout_rate=dropout_rate
+        mixer=attention, feedforward=feedforward, norm=norm, norm_place="post", dropout_rate=dropout_rate
     )
     return EncoderConfig(
         d_model=fields.need("hidden_size"),
@@ -125,11 +125,11 @@ def _write(config: EncoderConfig, max_length: int) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.stack.num_layers,
-        "num_attention_heads": block.attention.num_heads,
+        "num_attention_heads": block.mixer.num_heads,
         "intermediate_size": block.feedforward.d_ff,
         "hidden_act": written_activation(block.feedforward.activation),
         "hidden_dropout_prob": block.dropout_rate,
-        "attention_probs_dropout_prob": block.attention.dropout_rate,
+        "attention_probs_dropout_prob": block.mixer.dropout_rate,
         "max_position_embeddings": getattr(positions, "max_length", max_length),
         "type_vocab_size": config.num_token_types,
         "layer_norm_eps": getattr(block.norm, "epsilon", 1e-12),

@@ -40,16 +40,16 @@ def _paired(size: int, rotated: int) -> Layout:
 
 
 def _queries(block: BlockConfig) -> Layout:
-    return _paired(block.attention.query_head_dim, block.attention.rotary_head_dim)
+    return _paired(block.mixer.query_head_dim, block.mixer.qk_rope_head_dim)
 
 
 def _has_latent_queries(block: BlockConfig) -> bool:
-    return block.attention.query_rank is not None
+    return block.mixer.q_lora_rank is not None
 
 
 def _latents(block: BlockConfig) -> Layout:
-    attention = block.attention
-    return _paired(attention.kv_rank + attention.rotary_head_dim, attention.rotary_head_dim)
+    attention = block.mixer
+    return _paired(attention.kv_lora_rank + attention.qk_rope_head_dim, attention.qk_rope_head_dim)
 
 
 def _latent_biases(block: BlockConfig) -> Layout:
@@ -62,17 +62,17 @@ def _latent_biases(block: BlockConfig) -> Layout:
 
 
 ATTENTION = (
-    Rule(f"{OURS}/attention/query/kernel", f"{THEIRS}.self_attn.q_b_proj.weight", _queries, when=_has_latent_queries),
-    Rule(f"{OURS}/attention/query/kernel", f"{THEIRS}.self_attn.q_proj.weight", _queries),
-    Rule(f"{OURS}/attention/query_down/kernel", f"{THEIRS}.self_attn.q_a_proj.weight", "linear"),
-    Rule(f"{OURS}/attention/query_down/bias", f"{THEIRS}.self_attn.q_a_proj.bias"),
-    Rule(f"{OURS}/attention/query_norm/scale", f"{THEIRS}.self_attn.q_a_layernorm.weight"),
-    Rule(f"{OURS}/attention/kv_down/kernel", f"{THEIRS}.self_attn.kv_a_proj_with_mqa.weight", _latents),
-    Rule(f"{OURS}/attention/kv_down/bias", f"{THEIRS}.self_attn.kv_a_proj_with_mqa.bias", _latent_biases),
-    Rule(f"{OURS}/attention/kv_norm/scale", f"{THEIRS}.self_attn.kv_a_layernorm.weight"),
-    Rule(f"{OURS}/attention/kv_up/kernel", f"{THEIRS}.self_attn.kv_b_proj.weight", "linear"),
-    Rule(f"{OURS}/attention/out/kernel", f"{THEIRS}.self_attn.o_proj.weight", "linear_from_heads"),
-    Rule(f"{OURS}/attention/out/bias", f"{THEIRS}.self_attn.o_proj.bias"),
+    Rule(f"{OURS}/mixer/query/kernel", f"{THEIRS}.self_attn.q_b_proj.weight", _queries, when=_has_latent_queries),
+    Rule(f"{OURS}/mixer/query/kernel", f"{THEIRS}.self_attn.q_proj.weight", _queries),
+    Rule(f"{OURS}/mixer/query_down/kernel", f"{THEIRS}.self_attn.q_a_proj.weight", "linear"),
+    Rule(f"{OURS}/mixer/query_down/bias", f"{THEIRS}.self_attn.q_a_proj.bias"),
+    Rule(f"{OURS}/mixer/query_norm/scale", f"{THEIRS}.self_attn.q_a_layernorm.weight"),
+    Rule(f"{OURS}/mixer/kv_down/kernel", f"{THEIRS}.self_attn.kv_a_proj_with_mqa.weight", _latents),
+    Rule(f"{OURS}/mixer/kv_down/bias", f"{THEIRS}.self_attn.kv_a_proj_with_mqa.bias", _latent_biases),
+    Rule(f"{OURS}/mixer/kv_norm/scale", f"{THEIRS}.self_attn.kv_a_layernorm.weight"),
+    Rule(f"{OURS}/mixer/kv_up/kernel", f"{THEIRS}.self_attn.kv_b_proj.weight", "linear"),
+    Rule(f"{OURS}/mixer/out/kernel", f"{THEIRS}.self_attn.o_proj.weight", "linear_from_heads"),
+    Rule(f"{OURS}/mixer/out/bias", f"{THEIRS}.self_attn.o_proj.bias"),
 )
 
 BALANCE_BIAS = f"{THEIRS}.mlp.gate.e_score_correction_bias"
@@ -99,11 +99,11 @@ def _read_attention(fields: Fields) -> LatentAttentionConfig:
         scale = _scale(plain + rotated, rotary.scaling.factor, shared)
     return LatentAttentionConfig(
         num_heads=num_heads,
-        kv_rank=fields.take("kv_lora_rank", 512),
-        query_rank=fields.take_nullable("q_lora_rank", 1536),
-        plain_head_dim=plain,
-        rotary_head_dim=rotated,
-        value_head_dim=fields.take("v_head_dim", 128),
+        kv_lora_rank=fields.take("kv_lora_rank", 512),
+        q_lora_rank=fields.take_nullable("q_lora_rank", 1536),
+        qk_nope_head_dim=plain,
+        qk_rope_head_dim=rotated,
+        v_head_dim=fields.take("v_head_dim", 128),
         rotary=rotary,
         scale=scale,
         # Whatever rms_norm_eps says.
@@ -119,15 +119,15 @@ def _scale(head_dim: int, factor: float, shared: float) -> float:
 
 
 def _write_attention(config: DecoderConfig) -> dict[str, Any]:
-    attention = config.stack.blocks[0].attention
+    attention = config.stack.blocks[0].mixer
     return {
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_heads,
-        "kv_lora_rank": attention.kv_rank,
-        "q_lora_rank": attention.query_rank,
-        "qk_nope_head_dim": attention.plain_head_dim,
-        "qk_rope_head_dim": attention.rotary_head_dim,
-        "v_head_dim": attention.value_head_dim,
+        "kv_lora_rank": attention.kv_lora_rank,
+        "q_lora_rank": attention.q_lora_rank,
+        "qk_nope_head_dim": attention.qk_nope_head_dim,
+        "qk_rope_head_dim": attention.qk_rope_head_dim,
+        "v_head_dim": attention.v_head_dim,
         "attention_bias": attention.use_bias,
         "attention_dropout": attention.dropout_rate,
         **_write_rotary(attention),

@@ -29,8 +29,8 @@ from t5x_like.models.transformer import DecoderConfig
 
 SANDWICH_RULES = (
     *ENDS,
-    Rule(f"{OURS}/attention_norm/scale", f"{THEIRS}.input_layernorm.weight"),
-    Rule(f"{OURS}/attention_out_norm/scale", f"{THEIRS}.post_attention_layernorm.weight"),
+    Rule(f"{OURS}/mixer_norm/scale", f"{THEIRS}.input_layernorm.weight"),
+    Rule(f"{OURS}/mixer_out_norm/scale", f"{THEIRS}.post_attention_layernorm.weight"),
     Rule(f"{OURS}/feedforward_norm/scale", f"{THEIRS}.pre_feedforward_layernorm.weight"),
     Rule(f"{OURS}/feedforward_out_norm/scale", f"{THEIRS}.post_feedforward_layernorm.weight"),
     *ATTENTION,
@@ -69,7 +69,7 @@ def _read_scale(fields: Fields) -> dict[str, Any]:
 
 def _write_sandwich(config: DecoderConfig, max_length: int) -> dict[str, Any]:
     """What Gemma 2 and 3 have in common."""
-    fields, attention = _write(config, max_length), config.stack.blocks[0].attention
+    fields, attention = _write(config, max_length), config.stack.blocks[0].mixer
     fields["hidden_activation"] = fields.pop("hidden_act")
     scale = attention.scale or attention.head_size(config.d_model) ** -0.5
     return {
@@ -108,7 +108,7 @@ def _read_sandwich(fields: Fields, attention: AttentionConfig, layers: Layers, s
 
 
 def _write2(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    soft_cap = config.stack.blocks[0].attention.soft_cap
+    soft_cap = config.stack.blocks[0].mixer.soft_cap
     return {**_write_sandwich(config, max_length), "attn_logit_softcapping": soft_cap}
 
 
@@ -134,7 +134,7 @@ def _write3(config: DecoderConfig, max_length: int) -> dict[str, Any]:
     fields = _write_sandwich(config, max_length)
     for name in ("rope_theta", "rope_scaling", "rope_parameters"):
         fields.pop(name, None)
-    attentions = [block.attention for block in config.stack.blocks]
+    attentions = [block.mixer for block in config.stack.blocks]
     kinds = {SLIDING: [a for a in attentions if a.window], FULL: [a for a in attentions if not a.window]}
     rotary = {kind: (of_kind or attentions)[0].rotary for kind, of_kind in kinds.items()}
     return fields | {"rope_parameters": {kind: write_rotary(rotary[kind])["rope_parameters"] for kind in kinds}}

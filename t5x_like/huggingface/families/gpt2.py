@@ -15,17 +15,17 @@ from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig
 
 OURS, THEIRS = "stack/*", "transformer.h.*"
-QKV = tuple(f"{OURS}/attention/{name}" for name in ("query", "key", "value"))
+QKV = tuple(f"{OURS}/mixer/{name}" for name in ("query", "key", "value"))
 
 RULES = (
     Rule("embedding", "transformer.wte.weight"),
     Rule("positions/embedding", "transformer.wpe.weight"),
-    Rule(f"{OURS}/attention_norm/scale", f"{THEIRS}.ln_1.weight"),
-    Rule(f"{OURS}/attention_norm/bias", f"{THEIRS}.ln_1.bias"),
+    Rule(f"{OURS}/mixer_norm/scale", f"{THEIRS}.ln_1.weight"),
+    Rule(f"{OURS}/mixer_norm/bias", f"{THEIRS}.ln_1.bias"),
     Rule(tuple(f"{name}/kernel" for name in QKV), f"{THEIRS}.attn.c_attn.weight", "conv1d"),
     Rule(tuple(f"{name}/bias" for name in QKV), f"{THEIRS}.attn.c_attn.bias", "flat"),
-    Rule(f"{OURS}/attention/out/kernel", f"{THEIRS}.attn.c_proj.weight", "conv1d_from_heads"),
-    Rule(f"{OURS}/attention/out/bias", f"{THEIRS}.attn.c_proj.bias"),
+    Rule(f"{OURS}/mixer/out/kernel", f"{THEIRS}.attn.c_proj.weight", "conv1d_from_heads"),
+    Rule(f"{OURS}/mixer/out/bias", f"{THEIRS}.attn.c_proj.bias"),
     Rule(f"{OURS}/feedforward_norm/scale", f"{THEIRS}.ln_2.weight"),
     Rule(f"{OURS}/feedforward_norm/bias", f"{THEIRS}.ln_2.bias"),
     Rule(f"{OURS}/feedforward/up/kernel", f"{THEIRS}.mlp.c_fc.weight", "conv1d"),
@@ -58,7 +58,7 @@ def _read(fields: Fields) -> DecoderConfig:
         use_bias=True,
     )
     dropout_rate = float(fields.take("resid_pdrop", 0.1))
-    block = BlockConfig(attention=attention, feedforward=feedforward, norm=norm, dropout_rate=dropout_rate)
+    block = BlockConfig(mixer=attention, feedforward=feedforward, norm=norm, dropout_rate=dropout_rate)
     return DecoderConfig(
         d_model=d_model,
         stack=StackConfig(num_layers=fields.need("n_layer"), block=block, final_norm=norm),
@@ -80,12 +80,12 @@ def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
         "n_positions": config.positions.max_length if learned else max_length,
         "n_embd": config.d_model,
         "n_layer": config.stack.num_layers,
-        "n_head": block.attention.num_heads,
+        "n_head": block.mixer.num_heads,
         "n_inner": block.feedforward.d_ff,
         "activation_function": "gelu_new" if activation == "gelu_tanh" else written_activation(activation),
         "resid_pdrop": block.dropout_rate,
         "embd_pdrop": config.dropout_rate,
-        "attn_pdrop": block.attention.dropout_rate,
+        "attn_pdrop": block.mixer.dropout_rate,
         "layer_norm_epsilon": written_epsilon(config),
         "initializer_range": config.kernel_init.stddev,
         "tie_word_embeddings": config.head.tie_embeddings,

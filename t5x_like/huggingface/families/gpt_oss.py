@@ -36,7 +36,7 @@ RULES = (
     *ENDS,
     *NORMS,
     *ATTENTION,
-    Rule(f"{OURS}/attention/sinks", f"{THEIRS}.self_attn.sinks"),
+    Rule(f"{OURS}/mixer/sinks", f"{THEIRS}.self_attn.sinks"),
     Rule(f"{OURS}/feedforward/router/kernel", f"{THEIRS}.mlp.router.weight", "linear"),
     Rule(f"{OURS}/feedforward/router/bias", f"{THEIRS}.mlp.router.bias"),
     Rule(_gate_and_up("kernel"), f"{EXPERTS}.gate_up_proj", "interleaved"),

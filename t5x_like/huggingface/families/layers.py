@@ -43,14 +43,14 @@ def with_windows(windows: Sequence[int | None], *, rotary: RotaryConfig | None =
         own = {"window": windows[layer]}
         if rotary is not None and windows[layer] is not None:
             own["rotary"] = rotary
-        return dataclasses.replace(block, attention=dataclasses.replace(block.attention, **own))
+        return dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, **own))
 
     return layers
 
 
 def write_windows(blocks: Sequence[BlockConfig]) -> dict[str, Any]:
     """`layer_types`, and `sliding_window` where a layer has one."""
-    windows = [block.attention.window for block in blocks]
+    windows = [block.mixer.window for block in blocks]
     first = next((window for window in windows if window is not None), None)
     own = {} if first is None else {"sliding_window": first}
     return own | {"layer_types": [FULL if window is None else SLIDING for window in windows]}

@@ -20,20 +20,20 @@ from t5x_like.models.transformer import DecoderConfig
 OURS, THEIRS = "stack/*", "model.layers.*"
 
 ATTENTION = (
-    Rule(f"{OURS}/attention/query/kernel", f"{THEIRS}.self_attn.q_proj.weight", "linear"),
-    Rule(f"{OURS}/attention/query/bias", f"{THEIRS}.self_attn.q_proj.bias", "flat"),
-    Rule(f"{OURS}/attention/query_norm/scale", f"{THEIRS}.self_attn.q_norm.weight"),
-    Rule(f"{OURS}/attention/key/kernel", f"{THEIRS}.self_attn.k_proj.weight", "linear"),
-    Rule(f"{OURS}/attention/key/bias", f"{THEIRS}.self_attn.k_proj.bias", "flat"),
-    Rule(f"{OURS}/attention/key_norm/scale", f"{THEIRS}.self_attn.k_norm.weight"),
-    Rule(f"{OURS}/attention/value/kernel", f"{THEIRS}.self_attn.v_proj.weight", "linear"),
-    Rule(f"{OURS}/attention/value/bias", f"{THEIRS}.self_attn.v_proj.bias", "flat"),
-    Rule(f"{OURS}/attention/out/kernel", f"{THEIRS}.self_attn.o_proj.weight", "linear_from_heads"),
-    Rule(f"{OURS}/attention/out/bias", f"{THEIRS}.self_attn.o_proj.bias"),
+    Rule(f"{OURS}/mixer/query/kernel", f"{THEIRS}.self_attn.q_proj.weight", "linear"),
+    Rule(f"{OURS}/mixer/query/bias", f"{THEIRS}.self_attn.q_proj.bias", "flat"),
+    Rule(f"{OURS}/mixer/query_norm/scale", f"{THEIRS}.self_attn.q_norm.weight"),
+    Rule(f"{OURS}/mixer/key/kernel", f"{THEIRS}.self_attn.k_proj.weight", "linear"),
+    Rule(f"{OURS}/mixer/key/bias", f"{THEIRS}.self_attn.k_proj.bias", "flat"),
+    Rule(f"{OURS}/mixer/key_norm/scale", f"{THEIRS}.self_attn.k_norm.weight"),
+    Rule(f"{OURS}/mixer/value/kernel", f"{THEIRS}.self_attn.v_proj.weight", "linear"),
+    Rule(f"{OURS}/mixer/value/bias", f"{THEIRS}.self_attn.v_proj.bias", "flat"),
+    Rule(f"{OURS}/mixer/out/kernel", f"{THEIRS}.self_attn.o_proj.weight", "linear_from_heads"),
+    Rule(f"{OURS}/mixer/out/bias", f"{THEIRS}.self_attn.o_proj.bias"),
 )
 
 NORMS = (
-    Rule(f"{OURS}/attention_norm/scale", f"{THEIRS}.input_layernorm.weight"),
+    Rule(f"{OURS}/mixer_norm/scale", f"{THEIRS}.input_layernorm.weight"),
     Rule(f"{OURS}/feedforward_norm/scale", f"{THEIRS}.post_attention_layernorm.weight"),
 )
 
@@ -91,7 +91,7 @@ def read_decoder(
     init = InitializerConfig(stddev=float(fields.take("initializer_range", 0.02)))
     activation = activation or fields.activation("hidden_act", "silu")
     feedforward = MLPConfig(d_ff=fields.need("intermediate_size"), activation=activation, use_bias=mlp_bias)
-    common = BlockConfig(attention=attention, feedforward=feedforward, norm=norm, **(block or {}))
+    common = BlockConfig(mixer=attention, feedforward=feedforward, norm=norm, **(block or {}))
     num_layers = fields.need("num_hidden_layers")
     blocks = [layers(layer, common) for layer in range(num_layers)]
     tie_embeddings = fields.take("tie_word_embeddings", tied)
@@ -145,7 +145,7 @@ def write_decoder(config: DecoderConfig, max_length: int) -> dict[str, Any]:
 
 def write_attention(config: DecoderConfig) -> dict[str, Any]:
     """The fields that `read_attention` reads."""
-    attention = config.stack.blocks[0].attention
+    attention = config.stack.blocks[0].mixer
     return {
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.kv_heads,
@@ -165,7 +165,7 @@ def read_biases(fields: Fields) -> dict[str, bool]:
 
 
 def write_biases(config: DecoderConfig) -> dict[str, bool]:
-    return {"attention_bias": config.stack.blocks[0].attention.use_out_bias}
+    return {"attention_bias": config.stack.blocks[0].mixer.use_out_bias}
 
 
 def _read(fields: Fields) -> DecoderConfig:

@@ -41,7 +41,7 @@ def _read(fields: Fields) -> DecoderConfig:
 
 
 def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    window = config.stack.blocks[0].attention.window
+    window = config.stack.blocks[0].mixer.window
     return {**write_decoder(config, max_length), **write_attention(config), "sliding_window": window}
 
 

@@ -16,19 +16,19 @@ from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import EncoderConfig
 
 OURS, THEIRS = "stack/*", "model.layers.*"
-QKV = tuple(f"{OURS}/attention/{name}" for name in ("query", "key", "value"))
+QKV = tuple(f"{OURS}/mixer/{name}" for name in ("query", "key", "value"))
 HIDDEN = tuple(f"{OURS}/feedforward/{name}" for name in ("gate", "up"))
 
 RULES = (
     Rule("embedding", "model.embeddings.tok_embeddings.weight"),
     Rule("embedding_norm/scale", "model.embeddings.norm.weight"),
     Rule("embedding_norm/bias", "model.embeddings.norm.bias"),
-    Rule(f"{OURS}/attention_norm/scale", f"{THEIRS}.attn_norm.weight"),
-    Rule(f"{OURS}/attention_norm/bias", f"{THEIRS}.attn_norm.bias"),
+    Rule(f"{OURS}/mixer_norm/scale", f"{THEIRS}.attn_norm.weight"),
+    Rule(f"{OURS}/mixer_norm/bias", f"{THEIRS}.attn_norm.bias"),
     Rule(tuple(f"{name}/kernel" for name in QKV), f"{THEIRS}.attn.Wqkv.weight", "linear"),
     Rule(tuple(f"{name}/bias" for name in QKV), f"{THEIRS}.attn.Wqkv.bias", "flat"),
-    Rule(f"{OURS}/attention/out/kernel", f"{THEIRS}.attn.Wo.weight", "linear_from_heads"),
-    Rule(f"{OURS}/attention/out/bias", f"{THEIRS}.attn.Wo.bias"),
+    Rule(f"{OURS}/mixer/out/kernel", f"{THEIRS}.attn.Wo.weight", "linear_from_heads"),
+    Rule(f"{OURS}/mixer/out/bias", f"{THEIRS}.attn.Wo.bias"),
     Rule(f"{OURS}/feedforward_norm/scale", f"{THEIRS}.mlp_norm.weight"),
     Rule(f"{OURS}/feedforward_norm/bias", f"{THEIRS}.mlp_norm.bias"),
     Rule(tuple(f"{name}/kernel" for name in HIDDEN), f"{THEIRS}.mlp.Wi.weight", "linear"),
@@ -101,11 +101,11 @@ def _read_blocks(fields: Fields, norm: NormConfig) -> tuple[BlockConfig, ...]:
     def block(layer: int, kind: str) -> BlockConfig:
         own = {"rotary": rotary[kind], "window": window if kind == "sliding_attention" else None}
         return BlockConfig(
-            attention=dataclasses.replace(attention, **own),
+            mixer=dataclasses.replace(attention, **own),
             feedforward=feedforward,
             norm=norm,
             # The first layer reads what the embedding's norm has just normalised.
-            norm_attention=layer > 0,
+            norm_mixer=layer > 0,
         )
 
     return tuple(block(i, kind) for i, kind in enumerate(kinds))
@@ -133,10 +133,10 @@ def _read_rotary(fields: Fields) -> dict[str, RotaryConfig]:
 def _write(config: EncoderConfig, max_length: int) -> dict[str, Any]:
     blocks, head = config.stack.blocks, config.head
     block, transform = blocks[0], head.transform or HeadTransformConfig()
-    kinds = ["sliding_attention" if block.attention.window else "full_attention" for block in blocks]
+    kinds = ["sliding_attention" if block.mixer.window else "full_attention" for block in blocks]
     thetas = {
-        kind: next((b.attention.rotary.theta for b, k in zip(blocks, kinds, strict=True)
-                    if k == kind and b.attention.rotary), default)
+        kind: next((b.mixer.rotary.theta for b, k in zip(blocks, kinds, strict=True)
+                    if k == kind and b.mixer.rotary), default)
         for kind, (_, default) in THETAS.items()
     }  # fmt: skip
     return {
@@ -144,17 +144,17 @@ def _write(config: EncoderConfig, max_length: int) -> dict[str, Any]:
         "hidden_size": config.d_model,
         "intermediate_size": block.feedforward.d_ff,
         "num_hidden_layers": config.stack.num_layers,
-        "num_attention_heads": block.attention.num_heads,
+        "num_attention_heads": block.mixer.num_heads,
         "hidden_activation": written_activation(block.feedforward.activation),
         "max_position_embeddings": max_length,
         "initializer_range": config.kernel_init.stddev,
         "norm_eps": written_epsilon(config),
         "norm_bias": bool(block.norm and block.norm.use_bias),
-        "attention_bias": block.attention.use_out_bias,
-        "attention_dropout": block.attention.dropout_rate,
+        "attention_bias": block.mixer.use_out_bias,
+        "attention_dropout": block.mixer.dropout_rate,
         "layer_types": kinds,
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
-        "local_attention": next((b.attention.window for b in blocks if b.attention.window), 128),
+        "local_attention": next((b.mixer.window for b in blocks if b.mixer.window), 128),
         "embedding_dropout": config.dropout_rate,
         "mlp_bias": block.feedforward.use_bias,
         "mlp_dropout": block.feedforward.dropout_rate,

@@ -22,7 +22,7 @@ from t5x_like.models.transformer import DecoderConfig
 
 RULES = (
     *ENDS,
-    Rule(f"{OURS}/attention_norm/scale", f"{THEIRS}.post_attention_layernorm.weight"),
+    Rule(f"{OURS}/mixer_norm/scale", f"{THEIRS}.post_attention_layernorm.weight"),
     Rule(f"{OURS}/feedforward_norm/scale", f"{THEIRS}.post_feedforward_layernorm.weight"),
     *ATTENTION,
     *MLP,

@@ -23,11 +23,11 @@ RULES = (
     *ENDS,
     *NORMS,
     Rule(
-        tuple(f"{OURS}/attention/{name}/kernel" for name in ("query", "key", "value")),
+        tuple(f"{OURS}/mixer/{name}/kernel" for name in ("query", "key", "value")),
         f"{THEIRS}.self_attn.qkv_proj.weight",
         "linear",
     ),
-    Rule(f"{OURS}/attention/out/kernel", f"{THEIRS}.self_attn.o_proj.weight", "linear_from_heads"),
+    Rule(f"{OURS}/mixer/out/kernel", f"{THEIRS}.self_attn.o_proj.weight", "linear_from_heads"),
     Rule(
         tuple(f"{OURS}/feedforward/{name}/kernel" for name in ("gate", "up")),
         f"{THEIRS}.mlp.gate_up_proj.weight",
@@ -51,15 +51,15 @@ def _read(fields: Fields) -> DecoderConfig:
 
 def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
     block = config.stack.blocks[0]
-    scaling = block.attention.rotary and block.attention.rotary.scaling
+    scaling = block.mixer.rotary and block.mixer.rotary.scaling
     original = scaling.original_length if isinstance(scaling, LongRopeScaling) else max_length
     return {
         **write_decoder(config, max_length),
         **write_attention(config),
-        **write_rotary(block.attention.rotary, partial=True),
+        **write_rotary(block.mixer.rotary, partial=True),
         # transformers takes it from here, whatever the rotary fields say.
         ORIGINAL: original,
-        "sliding_window": block.attention.window,
+        "sliding_window": block.mixer.window,
         "resid_pdrop": block.dropout_rate,
         "embd_pdrop": config.dropout_rate,
         "pad_token_id": None,  # transformers' default lies beyond a small vocabulary

@@ -107,7 +107,7 @@ def _write2_moe(config: DecoderConfig, max_length: int) -> dict[str, Any]:
     return {
         **_write2(config, max_length),
         **_write_mixture(config),
-        "qkv_bias": config.stack.blocks[0].attention.use_qkv_bias,
+        "qkv_bias": config.stack.blocks[0].mixer.use_qkv_bias,
         "shared_expert_intermediate_size": mixture.shared_d_ff or mixture.d_ff,
     }
 
@@ -123,7 +123,7 @@ def _read3_moe(fields: Fields) -> DecoderConfig:
 
 
 def _write3_moe(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    window = config.stack.blocks[0].attention.window
+    window = config.stack.blocks[0].mixer.window
     return {
         **write_decoder(config, max_length),
         **write_attention(config),

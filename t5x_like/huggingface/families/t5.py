@@ -74,7 +74,7 @@ def _read(fields: Fields, *, tied: bool, scaled: bool) -> EncoderDecoderConfig:
         dropout_rate=dropout_rate,
     )
     encoder = BlockConfig(
-        attention=attention, feedforward=_read_feedforward(fields, dropout_rate), norm=norm, dropout_rate=dropout_rate
+        mixer=attention, feedforward=_read_feedforward(fields, dropout_rate), norm=norm, dropout_rate=dropout_rate
     )
     bias = RelativeBiasConfig(
         num_buckets=fields.take("relative_attention_num_buckets", 32),
@@ -117,11 +117,11 @@ def _write(config: EncoderDecoderConfig, max_length: int) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "d_model": config.d_model,
-        "d_kv": block.attention.head_size(config.d_model),
+        "d_kv": block.mixer.head_size(config.d_model),
         "d_ff": feedforward.d_ff,
         "num_layers": config.encoder.num_layers,
         "num_decoder_layers": config.decoder.num_layers,
-        "num_heads": block.attention.num_heads,
+        "num_heads": block.mixer.num_heads,
         "relative_attention_num_buckets": getattr(bias, "num_buckets", 32),
         "relative_attention_max_distance": getattr(bias, "max_distance", 128),
         "dropout_rate": block.dropout_rate,

@@ -30,8 +30,8 @@ from t5x_like.models.parameters import Initializer, Initializers, Linear, Module
 from t5x_like.sharding.experts import (
     Shares,
     by_equal_rows,
+    by_gather,
     by_ragged_all_to_all,
-    by_ring,
     on_each_device,
     tokens_per_group,
 )
@@ -45,7 +45,7 @@ class DroplessConfig:
     """Every token reaches all of its experts, however many tokens an expert gets.
 
     Attributes:
-      exchange: how tokens and experts meet where the mesh splits the experts. `ring`: every device sees all tokens of
+      exchange: how tokens and experts meet where the mesh splits the experts. `gather`: every device sees all tokens of
         its `expert` axis; runs anywhere, and sends least when experts_per_token is near the axis' size or above.
         `ragged_all_to_all`: each copy of a token travels to its expert's device and back; for TPUs.
       buffer_factor: rows for a device's experts, as a multiple of their average number where the mesh splits the
@@ -53,7 +53,7 @@ class DroplessConfig:
       backend: the kernel of the grouped products; `auto`: the first that can do it (see docs/kernels.md).
     """
 
-    exchange: Literal["ring", "ragged_all_to_all"] = "ring"
+    exchange: Literal["gather", "ragged_all_to_all"] = "gather"
     buffer_factor: float | None = None
     backend: Literal["auto", "tpu", "triton", "reference", "chunked"] = "auto"
 
@@ -327,7 +327,7 @@ def mix(
         rows, factors = of_tokens(assignments, factors)
         y = by_equal_rows(x, rows, factors, compute, num_experts, shares)
     else:
-        exchange = by_ring if config.dispatch.exchange == "ring" else by_ragged_all_to_all
+        exchange = by_gather if config.dispatch.exchange == "gather" else by_ragged_all_to_all
         # On the average device, experts get as many rows as its own tokens make.
         compute = partial(compute, backend=config.dispatch.backend, expected_rows=experts.size)
         y, dropped = exchange(x, experts, factors, compute, num_experts, shares, config.dispatch.buffer_factor)

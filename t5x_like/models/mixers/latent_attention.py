@@ -24,25 +24,25 @@ class LatentAttentionConfig:
 
     Attributes:
       num_heads: heads.
-      kv_rank: size of the vector from which keys and values are made.
-      query_rank: size of the vector from which queries are made; None: they are projected from d_model directly.
-      plain_head_dim: size of the part of queries and keys without positions.
-      rotary_head_dim: size of their rotated part.
-      value_head_dim: size of a value.
+      kv_lora_rank: size of the vector from which keys and values are made.
+      q_lora_rank: size of the vector from which queries are made; None: they are projected from d_model directly.
+      qk_nope_head_dim: size of the part of queries and keys without positions.
+      qk_rope_head_dim: size of their rotated part.
+      v_head_dim: size of a value.
       rotary: rotary positions.
-      scale: factor on the products; None: (plain_head_dim + rotary_head_dim) ** -0.5.
-      norm: normalisation of the vectors of `query_rank` and `kv_rank`.
+      scale: factor on the products; None: (qk_nope_head_dim + qk_rope_head_dim) ** -0.5.
+      norm: normalisation of the vectors of `q_lora_rank` and `kv_lora_rank`.
       use_bias: biases on the projections from and to d_model.
       dropout_rate: dropout of the attention probabilities while training.
       backend: as AttentionConfig.backend.
     """
 
     num_heads: int
-    kv_rank: int
-    query_rank: int | None = None
-    plain_head_dim: int = 128
-    rotary_head_dim: int = 64
-    value_head_dim: int = 128
+    kv_lora_rank: int
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
     rotary: RotaryConfig = RotaryConfig()
     scale: float | None = None
     norm: NormConfig = NormConfig()
@@ -51,13 +51,13 @@ class LatentAttentionConfig:
     backend: Backend = "auto"
 
     def __post_init__(self):
-        for name in ("num_heads", "kv_rank", "query_rank", "plain_head_dim", "rotary_head_dim", "value_head_dim"):
+        for name in ("num_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"LatentAttentionConfig.{name} is {value}: it must be at least 1.")
-        if self.rotary_head_dim % 2 or self.rotary.fraction != 1:
+        if self.qk_rope_head_dim % 2 or self.rotary.fraction != 1:
             raise UserError(
-                f"LatentAttentionConfig.rotary_head_dim is {self.rotary_head_dim} with RotaryConfig.fraction "
+                f"LatentAttentionConfig.qk_rope_head_dim is {self.qk_rope_head_dim} with RotaryConfig.fraction "
                 f"{self.rotary.fraction}: it must be even, and all of it is rotated."
             )
         if self.scale is not None and self.scale <= 0:
@@ -71,7 +71,7 @@ class LatentAttentionConfig:
 
     @property
     def query_head_dim(self) -> int:
-        return self.plain_head_dim + self.rotary_head_dim
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     def head_size(self, d_model: int) -> int:
         """The size of queries and keys, which does not depend on d_model."""
@@ -79,7 +79,7 @@ class LatentAttentionConfig:
 
     def key_value_shapes(self, d_model: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """(heads, head_dim) of the keys and of the values of a token: what a cache keeps of it."""
-        return (self.num_heads, self.query_head_dim), (self.num_heads, self.value_head_dim)
+        return (self.num_heads, self.query_head_dim), (self.num_heads, self.v_head_dim)
 
 
 class LatentAttention(Module):
@@ -94,21 +94,21 @@ class LatentAttention(Module):
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 5)
-        embed, query_rank = {"embed": d_model}, config.query_rank
+        embed, q_lora_rank = {"embed": d_model}, config.q_lora_rank
         queries = {"heads": config.num_heads, "head_dim": config.query_head_dim}
-        kept = {"heads": config.num_heads, "head_dim": config.plain_head_dim + config.value_head_dim}
-        values = {"heads": config.num_heads, "head_dim": config.value_head_dim}
+        kept = {"heads": config.num_heads, "head_dim": config.qk_nope_head_dim + config.v_head_dim}
+        values = {"heads": config.num_heads, "head_dim": config.v_head_dim}
         # The vector for keys and values, and behind it the rotated key.
-        shared = {"latent": config.kv_rank + config.rotary_head_dim}
+        shared = {"latent": config.kv_lora_rank + config.qk_rope_head_dim}
         project = lambda source, target, key, *, init=inits.kernel, use_bias=False: Linear(
             source, target, init=init, use_bias=use_bias, dtype=dtype, key=key
         )
-        self.query_down = query_rank and project(embed, {"latent": query_rank}, keys[0], use_bias=config.use_bias)
-        self.query_norm = query_rank and Norm(config.norm, query_rank)
-        self.query = project({"latent": query_rank} if query_rank else embed, queries, keys[1])
+        self.query_down = q_lora_rank and project(embed, {"latent": q_lora_rank}, keys[0], use_bias=config.use_bias)
+        self.query_norm = q_lora_rank and Norm(config.norm, q_lora_rank)
+        self.query = project({"latent": q_lora_rank} if q_lora_rank else embed, queries, keys[1])
         self.kv_down = project(embed, shared, keys[2], use_bias=config.use_bias)
-        self.kv_norm = Norm(config.norm, config.kv_rank)
-        self.kv_up = project({"latent": config.kv_rank}, kept, keys[3], init=inits.inner)
+        self.kv_norm = Norm(config.norm, config.kv_lora_rank)
+        self.kv_up = project({"latent": config.kv_lora_rank}, kept, keys[3], init=inits.inner)
         self.out = project(values, embed, keys[4], init=inits.out, use_bias=config.use_bias)
         self.config = config
         self.mask = mask
@@ -124,11 +124,11 @@ class LatentAttention(Module):
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         config, heads, positions = self.config, self.config.num_heads, tokens.positions
         q = self.query(self.query_norm(self.query_down(x)) if self.query_down else x)
-        latent, shared_key = jnp.split(self.kv_down(x), [config.kv_rank], axis=-1)
-        plain_key, v = jnp.split(self.kv_up(self.kv_norm(latent)), [config.plain_head_dim], axis=-1)
-        plain_query, rotated_query = jnp.split(q, [config.plain_head_dim], axis=-1)
+        latent, shared_key = jnp.split(self.kv_down(x), [config.kv_lora_rank], axis=-1)
+        plain_key, v = jnp.split(self.kv_up(self.kv_norm(latent)), [config.qk_nope_head_dim], axis=-1)
+        plain_query, rotated_query = jnp.split(q, [config.qk_nope_head_dim], axis=-1)
         rotated_key = rotate(shared_key[:, :, None], positions, config.rotary)
-        rotated_key = jnp.broadcast_to(rotated_key, (*x.shape[:2], heads, config.rotary_head_dim))
+        rotated_key = jnp.broadcast_to(rotated_key, (*x.shape[:2], heads, config.qk_rope_head_dim))
         q = jnp.concatenate([plain_query, rotate(rotated_query, positions, config.rotary)], axis=-1)
         k = jnp.concatenate([plain_key, rotated_key], axis=-1)
         q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
