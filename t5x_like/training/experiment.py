@@ -88,7 +88,7 @@ class RunConfig:
       model_dir: directory of the run: checkpoints, metrics, plots. The same command with the same directory resumes it.
       steps: optimizer steps in all, those before a resume included.
       seed: of initial parameters and dropout; the order of the data has its own, DataConfig.seed.
-      gradient_accumulation: parts of the batch whose gradients are added up one after the other, to save memory; divides
+      gradient_accumulation: parts of the batch whose gradients are added up in turn, to save memory; divides
         the batch size.
       loss: what to minimise.
       evaluate_every_steps: steps between evaluations on the validation split; the last step is always evaluated.
