@@ -8,8 +8,9 @@ from t5x_like.data.build import DataConfig
 from t5x_like.data.sources import TextSource
 from t5x_like.data.tokenizers import ByteTokenizerConfig
 from t5x_like.models.block import BlockConfig
+from t5x_like.models.context import TokenInfo
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.mixers.attention import AttentionConfig, TokenInfo
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.positions import RotaryConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig, token_info

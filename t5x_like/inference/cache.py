@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from t5x_like.models.block import BlockConfig, BlockState
-from t5x_like.models.mixers.attention import Attend, TokenInfo
+from t5x_like.models.context import Attend, TokenInfo
 from t5x_like.models.stack import StackConfig, States
 from t5x_like.sharding.attention import attention
 

@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from t5x_like.errors import UserError
 from t5x_like.inference.cache import attend_cached, empty_states
 from t5x_like.inference.sampling import Sampling, sample
-from t5x_like.models.block import Encoded
-from t5x_like.models.mixers.attention import TokenInfo
+from t5x_like.models.context import Encoded, TokenInfo
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.stack import States
 

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.kernels.randomness import row_keys
 from t5x_like.learning.router_losses import Stats, router_objective
+from t5x_like.models.context import TokenInfo
 from t5x_like.models.feedforward.moe import CapacityConfig, MoEConfig
 from t5x_like.models.heads import LanguageModelHeadConfig
-from t5x_like.models.mixers.attention import TokenInfo
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.token_loss import Batch, LossConfig
 from t5x_like.models.transformer import ModelConfig, Transformer

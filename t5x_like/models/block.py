@@ -5,16 +5,17 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import split_keys
+from t5x_like.models.context import Context
 from t5x_like.models.feedforward.mlp import MLP, MLPConfig, dropout
 from t5x_like.models.feedforward.moe import MoE, MoEConfig
 from t5x_like.models.feedforward.routers import RouterStats
-from t5x_like.models.mixers.attention import Attend, Attention, AttentionConfig, KeysValues, TokenInfo
+from t5x_like.models.mixers.attention import Attention, AttentionConfig, KeysValues
 from t5x_like.models.mixers.latent_attention import LatentAttention, LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializers, Module
@@ -66,18 +67,6 @@ class BlockConfig:
         return any(getattr(part, "dropout_rate", 0) or getattr(part, "jitter", 0) for part in parts)
 
 
-class Encoded(NamedTuple):
-    """What a decoder's blocks attend to.
-
-    Attributes:
-      x: the encoder's output; None where all layers' states hold their keys and values of it.
-      segment_ids: of its tokens; None: one segment, without padding.
-    """
-
-    x: Float[Array, "batch kv_length embed"] | None
-    segment_ids: Int[Array, "batch kv_length"] | None = None
-
-
 class BlockState(NamedTuple):
     """What a block keeps between the steps of decoding.
 
@@ -123,36 +112,33 @@ class Block(Module):
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        *,
-        tokens: TokenInfo,
-        attend: Attend,
-        encoded: Encoded | None,
-        state: BlockState | None,
-        dropout_key: PRNGKeyArray | None,
+        context: Context,
+        state: BlockState | None = None,
     ) -> tuple[Float[Array, "batch length embed"], BlockState | None, RouterStats | None]:
         """The stream behind the block, the block's state, and, of a mixture of experts, its router's statistics."""
-        keys = (None,) * 6 if dropout_key is None else split_keys(dropout_key, 6)
+        keys = (None,) * 6 if context.dropout_key is None else split_keys(context.dropout_key, 6)
         mixer_state, kept = (None, None) if state is None else state
-        mix = lambda y: self.mixer(y, tokens=tokens, attend=attend, state=mixer_state, dropout_key=keys[0])
+        mix = lambda y: self.mixer(y, context.with_key(keys[0]), mixer_state)
         if self.config.parallel:
             y = normalized(x, self.mixer_norm)
-            (mixed, mixer_state), (fed, stats) = mix(y), self.feed(y, tokens, keys[1])
+            (mixed, mixer_state), (fed, stats) = mix(y), self.feed(y, context.with_key(keys[1]))
             x = constrain(x + dropout(mixed + fed, self.config.dropout_rate, keys[2]), "batch", "length", "embed")
         else:
             x, mixer_state = self.add(x, mix, self.mixer_norm, self.mixer_out_norm, keys[2])
             if self.cross_attention is not None:
-                cross = lambda y: self.attend_encoded(y, tokens, encoded, kept, keys[3])
+                cross = lambda y: self.attend_encoded(y, context.with_key(keys[3]), kept)
                 x, kept = self.add(x, cross, self.cross_attention_norm, self.cross_attention_out_norm, keys[4])
-            feed = lambda y: self.feed(y, tokens, keys[1])
+            feed = lambda y: self.feed(y, context.with_key(keys[1]))
             x, stats = self.add(x, feed, self.feedforward_norm, self.feedforward_out_norm, keys[5])
         return x, None if state is None else BlockState(mixer_state, kept), stats
 
     def feed(
-        self, x: Float[Array, "batch length embed"], tokens: TokenInfo, dropout_key: PRNGKeyArray | None
+        self, x: Float[Array, "batch length embed"], context: Context
     ) -> tuple[Float[Array, "batch length embed"], RouterStats | None]:
         if isinstance(self.feedforward, MLP):
-            return self.feedforward(x, dropout_key), None
-        return self.feedforward(x, token_ids=tokens.ids, is_token=tokens.is_token, dropout_key=dropout_key)
+            return self.feedforward(x, context.dropout_key), None
+        tokens, key = context.tokens, context.dropout_key
+        return self.feedforward(x, token_ids=tokens.ids, is_token=tokens.is_token, dropout_key=key)
 
     def add(
         self,
@@ -173,18 +159,17 @@ class Block(Module):
     def attend_encoded(
         self,
         x: Float[Array, "batch length embed"],
-        tokens: TokenInfo,
-        encoded: Encoded,
+        context: Context,
         kept: KeysValues | None,
-        dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch length embed"], KeysValues]:
         """Attends to the encoder's output, whose keys and values are returned to be kept while decoding."""
+        encoded = context.encoded
         keys_values = self.cross_attention.keys_values(encoded.x) if kept is None else kept
         segment_ids = None
         if encoded.segment_ids is not None:
-            own = tokens.segment_ids
+            own = context.tokens.segment_ids
             segment_ids = jnp.ones(x.shape[:2], jnp.int32) if own is None else own, encoded.segment_ids
-        y = self.cross_attention.across(x, keys_values, segment_ids=segment_ids, dropout_key=dropout_key)
+        y = self.cross_attention.across(x, keys_values, segment_ids=segment_ids, dropout_key=context.dropout_key)
         return y, keys_values
 
 

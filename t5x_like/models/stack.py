@@ -1,5 +1,6 @@
 """A stack of blocks: the one place that decides scanning over layers and rematerialisation."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -14,9 +15,9 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention.biases import RelativeBias, alibi_slopes
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import fold_in
-from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded
+from t5x_like.models.block import Block, BlockConfig, BlockState
+from t5x_like.models.context import Bias, Context
 from t5x_like.models.feedforward.routers import RouterStats
-from t5x_like.models.mixers.attention import Attend, TokenInfo, attend_within
 from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import (
@@ -36,7 +37,6 @@ from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.sharding.pipeline import gpipe as pipeline
 
 Vectors = Float[Array, "batch length embed"]
-Bias = Float[Array, "heads buckets"] | None
 LayerResults = dict[str, list[Any]]
 """State and router statistics of layers, by place in the cycle or number of the layer."""
 States = dict[str, dict[str, BlockState]]
@@ -229,22 +229,15 @@ class Stack(Module):
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        *,
-        tokens: TokenInfo,
-        attend: Attend = attend_within,
-        encoded: Encoded | None = None,
+        context: Context,
         states: States | None = None,
-        dropout_key: PRNGKeyArray | None = None,
     ) -> StackOutput:
-        """Runs all layers; what belongs to scanned layers is stacked over the cycles.
-
-        `dropout_key` is one, or one per row, which a pipeline needs; without it there is no dropout.
-        """
-        run = self.run_of(Rows(tokens, encoded, dropout_key), attend)
+        """Runs all layers; what belongs to scanned layers is stacked over the cycles."""
+        context = self.biased(context)
         given = {"scanned": {}, "unrolled": {}} if states is None else states
-        x, begun = self.begin(x, run, given["unrolled"])
-        x, cycles = self.run_cycles(x, run, given["scanned"])
-        x, ended = self.end(x, run, given["unrolled"])
+        x, begun = self.begin(x, context, given["unrolled"])
+        x, cycles = self.run_cycles(x, context, given["scanned"])
+        x, ended = self.end(x, context, given["unrolled"])
         states, stats = (
             {kind: {i: both[which] for i, both in layers.items()} for kind, layers in new.items()}
             for new in ({"scanned": cycles, "unrolled": begun | ended},)
@@ -252,29 +245,32 @@ class Stack(Module):
         )
         return StackOutput(x, states, stats)
 
-    def run_of(self, rows: "Rows", attend: Attend = attend_within) -> "Run":
-        return Run(partial(self.position_bias.added_to, attend), self.position_bias.parameters(), rows)
+    def biased(self, context: Context) -> Context:
+        """The context of a run of these layers."""
+        return dataclasses.replace(context, bias=self.position_bias())
 
-    def begin(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+    def begin(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """The layers before the cycles."""
-        return self.run_unrolled(x, [i for i in self.config.unrolled if i < len(self.config.first)], run, states)
+        return self.run_unrolled(x, [i for i in self.config.unrolled if i < len(self.config.first)], context, states)
 
-    def end(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+    def end(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """The layers behind the cycles, and the last norm."""
-        x, results = self.run_unrolled(x, [i for i in self.config.unrolled if i >= len(self.config.first)], run, states)
+        x, results = self.run_unrolled(
+            x, [i for i in self.config.unrolled if i >= len(self.config.first)], context, states
+        )
         return x if self.final_norm is None else self.final_norm(x), results
 
     def run_unrolled(
-        self, x: Vectors, layers: Sequence[int], run: "Run", states: dict[str, BlockState]
+        self, x: Vectors, layers: Sequence[int], context: Context, states: dict[str, BlockState]
     ) -> tuple[Vectors, LayerResults]:
         results = {}
         for i in layers:
             graphdef, params = split(self.unrolled[str(i)])
-            layer = self.config.checkpointed(partial(run.layer, graphdef), in_scan=False)
-            x, *results[str(i)] = layer(x, params, states.get(str(i)), jnp.int32(i), run.rows, run.bias)
+            layer = self.config.checkpointed(partial(run_layer, graphdef), in_scan=False)
+            x, *results[str(i)] = layer(x, params, states.get(str(i)), jnp.int32(i), context)
         return x, results
 
-    def run_cycles(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+    def run_cycles(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """Scans the cycles, or, where the mesh has stages, pipelines them."""
         config, count = self.config, self.config.num_cycles
         if not count:
@@ -282,24 +278,24 @@ class Stack(Module):
         layers = split(self.scanned)[1], states, jnp.arange(count)
         stages = pipeline.num_stages()
         if stages == 1 or states:
-            return self.scan_cycles(x, layers, run)
+            return self.scan_cycles(x, layers, context)
         schedule = config.pipeline
         padding = pipeline.padding(count, stages, schedule.repeats)
         x, results = pipeline.pipelined(
             lambda layers, x, rows, bias: self.scan_cycles(
-                x, layers, run._replace(rows=rows, bias=bias), padded=padding > 0
+                x, layers, dataclasses.replace(rows, bias=bias), padded=padding > 0
             ),
             (pipeline.padded(layers[0], padding), {}, jnp.arange(count + padding)),
             x,
-            run.rows,
-            run.bias,
+            dataclasses.replace(context, bias=None),
+            context.bias,
             num_microbatches=schedule.num_microbatches,
             repeats=schedule.repeats,
         )
         return x, jax.tree.map(lambda a: a[:count], results)
 
     def scan_cycles(
-        self, x: Vectors, layers: tuple[Params, Any, Array], run: "Run", *, padded: bool = False
+        self, x: Vectors, layers: tuple[Params, Any, Array], context: Context, *, padded: bool = False
     ) -> tuple[Vectors, LayerResults]:
         """Runs cycles, given as their parameters, states and numbers.
 
@@ -307,13 +303,13 @@ class Stack(Module):
         """
         config, size = self.config, len(self.config.cycle)
         graphdefs = [split(self.scanned[str(i)])[0] for i in range(size)]
-        blocks = [config.checkpointed(partial(run.layer, graphdef), in_scan=True) for graphdef in graphdefs]
+        blocks = [config.checkpointed(partial(run_layer, graphdef), in_scan=True) for graphdef in graphdefs]
 
         def cycle(x: Vectors, layer: tuple[Params, Any, Array]) -> tuple[Vectors, LayerResults]:
             params, states, number = layer
             results, begin = {}, len(config.first) + number * size
             for i, block in enumerate(blocks):
-                x, *results[str(i)] = block(x, params[str(i)], states.get(str(i)), begin + i, run.rows, run.bias)
+                x, *results[str(i)] = block(x, params[str(i)], states.get(str(i)), begin + i, context)
             return x, results
 
         def cycle_or_nothing(x, layer):
@@ -323,47 +319,18 @@ class Stack(Module):
         return lax.scan(cycle_or_nothing if padded else cycle, x, layers)
 
 
-class Rows(NamedTuple):
-    """What belongs to the rows of a batch, beside the vectors.
-
-    Attributes:
-      tokens: whose vectors they are.
-      encoded: what a decoder attends to.
-      dropout_key: one, or one per row; None: no dropout.
-    """
-
-    tokens: TokenInfo
-    encoded: Encoded | None = None
-    dropout_key: PRNGKeyArray | None = None
-
-
-class Run(NamedTuple):
-    """One run of a stack's layers.
-
-    Attributes:
-      attend_with: from the parameters of the position bias to the core of attention.
-      bias: these parameters.
-      rows: of the batch.
-    """
-
-    attend_with: Callable[[Bias], Attend]
-    bias: Bias
-    rows: Rows
-
-    def layer(
-        self,
-        graphdef: GraphDef,
-        x: Vectors,
-        params: Params,
-        state: BlockState | None,
-        number: Int[Array, ""],
-        rows: Rows,
-        bias: Bias,
-    ) -> tuple[Vectors, BlockState | None, RouterStats | None]:
-        """One layer; its number makes its random numbers."""
-        block, attend = merge(graphdef, params), self.attend_with(bias)
-        key = None if rows.dropout_key is None else fold_in(rows.dropout_key, number)
-        return block(x, tokens=rows.tokens, attend=attend, encoded=rows.encoded, state=state, dropout_key=key)
+def run_layer(
+    graphdef: GraphDef,
+    x: Vectors,
+    params: Params,
+    state: BlockState | None,
+    number: Int[Array, ""],
+    context: Context,
+) -> tuple[Vectors, BlockState | None, RouterStats | None]:
+    """One layer; its number makes its random numbers."""
+    if context.dropout_key is not None:
+        context = context.with_key(fold_in(context.dropout_key, number))
+    return merge(graphdef, params)(x, context, state)
 
 
 class PositionBias(Module):
@@ -377,15 +344,11 @@ class PositionBias(Module):
         shape = (self.num_heads, self.config.num_buckets if is_table else 0)
         self.table = parameter(init(key, shape, *shape[::-1]), ("heads", "buckets")) if is_table else None
 
-    def parameters(self) -> Bias:
-        return None if self.table is None else self.table[...]
-
-    def added_to(self, attend: Attend, parameters: Bias) -> Attend:
-        """`attend` with the bias among its options."""
+    def __call__(self) -> Bias:
         match self.config:
             case RelativeBiasConfig():
                 spec = RelativeBias(self.config.num_buckets, self.config.max_distance, self.bidirectional)
-                return partial(attend, relative_bias=(spec, parameters))
+                return Bias(table=self.table[...], spec=spec)
             case AlibiConfig():
-                return partial(attend, alibi_slopes=alibi_slopes(self.num_heads))
-        return attend
+                return Bias(alibi_slopes=alibi_slopes(self.num_heads))
+        return Bias()

@@ -12,10 +12,9 @@ from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import split_keys
-from t5x_like.models.block import Encoded
+from t5x_like.models.context import Attend, Context, Encoded, TokenInfo, attend_within
 from t5x_like.models.feedforward.mlp import dropout
 from t5x_like.models.heads import HEADS, HeadConfig, HeadOptions, LanguageModelHeadConfig
-from t5x_like.models.mixers.attention import Attend, TokenInfo, attend_within
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import InitializerConfig, Initializers, Module, parameter
 from t5x_like.models.positions import (
@@ -270,12 +269,12 @@ class Decoder(Transformer):
         Args:
           tokens: see `token_info`.
           dropout_key: one, or one per row (a pipeline needs that); turns dropout on, where the configuration has any.
-          attend: the core of attention (see `models.attention.Attend`).
+          attend: the core of attention (see `models.context.Attend`).
           states: the layers' states for `attend`.
         """
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
         x = self.embed(tokens, dropout_key=embed_key)
-        return self.stack(x, tokens=self.ordered(tokens), attend=attend, states=states, dropout_key=stack_key)
+        return self.stack(x, Context(self.ordered(tokens), dropout_key=stack_key, attend=attend), states)
 
     def ordered(self, tokens: TokenInfo) -> TokenInfo:
         chunks = any(getattr(block.mixer, "chunk", None) for block in self.config.stack.distinct)
@@ -300,7 +299,7 @@ class Encoder(Transformer):
         """Vectors behind the last layer; `token_types` are ids in [0, num_token_types), None: 0 everywhere."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
         x = self.embed(tokens, token_types=token_types, dropout_key=embed_key)
-        return self.stack(x, tokens=tokens, dropout_key=stack_key)
+        return self.stack(x, Context(tokens, dropout_key=stack_key))
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
         tokens = token_info(batch, "encoder")
@@ -318,7 +317,7 @@ class EncoderDecoder(Transformer):
     def encode(self, tokens: TokenInfo, *, dropout_key: PRNGKeyArray | None = None) -> StackOutput:
         """Vectors behind the encoder's last layer."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        return self.encoder(self.embed(tokens, dropout_key=embed_key), tokens=tokens, dropout_key=stack_key)
+        return self.encoder(self.embed(tokens, dropout_key=embed_key), Context(tokens, dropout_key=stack_key))
 
     def decode(
         self,
@@ -332,7 +331,7 @@ class EncoderDecoder(Transformer):
         """Vectors behind the decoder's last layer; the arguments are those of `Decoder`."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
         x = self.embed(tokens, dropout_key=embed_key)
-        return self.decoder(x, tokens=tokens, encoded=encoded, attend=attend, states=states, dropout_key=stack_key)
+        return self.decoder(x, Context(tokens, encoded, dropout_key=stack_key, attend=attend), states)
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
         encoder_key, decoder_key = self.dropout_keys(dropout_key, 2)

@@ -2,16 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
+from t5x_like.models.context import Context
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializers, Linear, Module, parameter
 from t5x_like.models.positions import RotaryConfig, rotate
@@ -113,67 +114,6 @@ class AttentionConfig:
         return dataclasses.replace(mask, chunk=self.chunk)
 
 
-class TokenInfo(NamedTuple):
-    """What layers may know of the tokens whose vectors they get; arrays [batch, length] of integers.
-
-    Attributes:
-      positions: of each token within its segment.
-      ids: of the vocabulary.
-      segment_ids: tokens attend within equal ids only; 0 is padding. None: one segment.
-      order: what a causal mask compares, where it is not the place in the row: equal numbers see each other.
-      key_mask: 0 where a token may not be attended to; None: nowhere.
-    """
-
-    positions: Int[Array, "batch length"]
-    ids: Int[Array, "batch length"]
-    segment_ids: Int[Array, "batch length"] | None = None
-    order: Int[Array, "batch length"] | None = None
-    key_mask: Int[Array, "batch length"] | None = None
-
-    @property
-    def is_token(self) -> Bool[Array, "batch length"] | None:
-        """False for padding; None: there is none."""
-        return None if self.segment_ids is None else self.segment_ids != 0
-
-
-class Attend(Protocol):
-    """The core of a self-attention layer: queries, keys and values of new tokens in, their outputs and state out.
-
-    Training attends among the new tokens and has no state (None); decoding also reads and writes the layer's cache.
-    `options` are the layer's own arguments for `sharding.attention.attention`.
-    """
-
-    def __call__(
-        self,
-        q: Float[Array, "batch length heads head_dim"],
-        k: Float[Array, "batch length kv_heads head_dim"],
-        v: Float[Array, "batch length kv_heads v_dim"],
-        state: Any,
-        *,
-        tokens: TokenInfo,
-        **options: Any,
-    ) -> tuple[Float[Array, "batch length heads v_dim"], Any]: ...
-
-
-def attend_within(
-    q: Float[Array, "batch length heads head_dim"],
-    k: Float[Array, "batch length kv_heads head_dim"],
-    v: Float[Array, "batch length kv_heads v_dim"],
-    state: Any,
-    *,
-    tokens: TokenInfo,
-    **options: Any,
-) -> tuple[Float[Array, "batch length heads v_dim"], Any]:
-    """Attention among the tokens of a batch: the `Attend` of training."""
-    segments = keys = tokens.segment_ids
-    if tokens.key_mask is not None:
-        segments = jnp.ones_like(tokens.key_mask) if segments is None else segments
-        keys = segments * tokens.key_mask
-    segment_ids = None if segments is None else (segments, keys)
-    positions = None if tokens.order is None else (tokens.order, tokens.order)
-    return attention(q, k, v, segment_ids=segment_ids, positions=positions, **options), state
-
-
 KeysValues = tuple[Float[Array, "batch kv_length kv_heads head_dim"], Float[Array, "batch kv_length kv_heads v_dim"]]
 
 
@@ -216,15 +156,14 @@ class Attention(Module):
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        *,
-        tokens: TokenInfo,
-        attend: Attend,
-        state: Any,
-        dropout_key: PRNGKeyArray | None,
+        context: Context,
+        state: Any = None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         """Attends from each token of x to the others."""
+        tokens = context.tokens
         k, v = self.keys_values(x, tokens.positions)
-        o, state = attend(self.queries(x, tokens.positions), k, v, state, tokens=tokens, **self.options(dropout_key))
+        options = self.options(context.dropout_key) | context.bias.options()
+        o, state = context.attend(self.queries(x, tokens.positions), k, v, state, tokens=tokens, **options)
         return self.out(o), state
 
     def across(

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.mixers.attention import Attend, Backend, TokenInfo
+from t5x_like.models.context import Context
+from t5x_like.models.mixers.attention import Backend
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializers, Linear, Module
 from t5x_like.models.positions import RotaryConfig, rotate
@@ -116,13 +117,10 @@ class LatentAttention(Module):
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        *,
-        tokens: TokenInfo,
-        attend: Attend,
-        state: Any,
-        dropout_key: PRNGKeyArray | None,
+        context: Context,
+        state: Any = None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        config, heads, positions = self.config, self.config.num_heads, tokens.positions
+        config, heads, positions = self.config, self.config.num_heads, context.tokens.positions
         q = self.query(self.query_norm(self.query_down(x)) if self.query_down else x)
         latent, shared_key = jnp.split(self.kv_down(x), [config.kv_lora_rank], axis=-1)
         plain_key, v = jnp.split(self.kv_up(self.kv_norm(latent)), [config.qk_nope_head_dim], axis=-1)
@@ -132,16 +130,16 @@ class LatentAttention(Module):
         q = jnp.concatenate([plain_query, rotate(rotated_query, positions, config.rotary)], axis=-1)
         k = jnp.concatenate([plain_key, rotated_key], axis=-1)
         q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
-        o, state = attend(
+        o, state = context.attend(
             q,
             k,
             v,
             state,
-            tokens=tokens,
+            tokens=context.tokens,
             mask=self.mask,
             scale=config.scale,
-            dropout_rate=config.dropout_rate if dropout_key is not None else 0.0,
-            dropout_key=dropout_key,
+            dropout_rate=config.dropout_rate if context.dropout_key is not None else 0.0,
+            dropout_key=context.dropout_key,
             backend=config.backend,
         )
         return self.out(o), state
