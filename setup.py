@@ -37,7 +37,6 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "etils[epath]>=1.12",
-        "filelock>=3.13",
         "flax>=0.12.8,<0.13",
         "gin-config>=0.5,<0.6",
         "array-record>=0.8.1,<0.9",
