@@ -1,7 +1,7 @@
 """One HTML page that needs neither network nor script; what comes from elsewhere is text in it, never markup."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 STYLE = """
 :root { color-scheme: light dark; --dim: #888; --line: #8884; --bar: #4269d0; --drop: #d9534f; }
@@ -58,6 +58,11 @@ def table(rows: Iterable[Markup | Sequence[object]], head: Sequence[object] = ()
     """A table of such rows, or of their cells."""
     made = [cells if isinstance(cells, Markup) else row(cells) for cells in rows]
     return element("table", *([row(head, tag="th")] if head else []), *made)
+
+
+def facts(values: Mapping[str, object]) -> Markup:
+    """A table of names and what they say."""
+    return table((name, element("td", value, kind="wide")) for name, value in values.items())
 
 
 def bar(amount: float, whole: float, kind: str = "bar") -> Markup:

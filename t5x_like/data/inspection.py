@@ -9,7 +9,7 @@ from rich.text import Text
 from t5x_like.data.objectives.objective import Rows
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.files import fingerprint
-from t5x_like.page import Markup, element, page, table
+from t5x_like.page import Markup, element, facts, page
 
 STREAMS = ("encoder", "decoder")
 _TERMINAL = ("cyan", "yellow", "green", "magenta", "blue", "red")
@@ -142,7 +142,7 @@ def terminal(view: BatchView, rows: range) -> Iterator[Text]:
 
 def browser(view: BatchView, rows: range, title: str) -> str:
     """A page of these rows; tokens that are predicted are underlined."""
-    parts = [element("h1", title), table(view.facts().items())]
+    parts = [element("h1", title), facts(view.facts())]
     for row in rows:
         for stream in view.row(row):
             padding = element("i", f" + {stream.num_padding} of padding", kind="dim")

@@ -8,7 +8,7 @@ from t5x_like.data.prepare.config import PrepareConfig
 from t5x_like.data.prepare.tally import DROPPED, Tally
 from t5x_like.data.shards import Shard
 from t5x_like.data.tokenizers import Tokenizer
-from t5x_like.page import Markup, bar, element, page, row, table
+from t5x_like.page import Markup, bar, element, facts, page, row, table
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
@@ -109,7 +109,7 @@ def render_html(report: dict[str, Any]) -> str:
         element("h2", "Examples of what was dropped"),
         *(_example(example) for example in report["examples"]),
         element("h2", "Configuration"),
-        table((name, element("td", value, kind="wide")) for name, value in report["config"].items()),
+        facts(report["config"]),
     ]  # fmt: skip
     return page("Prepared corpus", parts)
 
