@@ -1,12 +1,38 @@
 """Packaging of t5x_like; tool settings are in pyproject.toml."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "t5x_like" / "__init__.py").read_text())[1]
 
 setup(
     name="t5x_like",
-    version="0.1.0",
+    version=VERSION,
     description="Train transformers with JAX, from one device to a pod.",
-    packages=find_packages(include=["t5x_like", "t5x_like.*"]),
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    author="The t5x_like authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: GPU",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    packages=[*find_packages(include=["t5x_like", "t5x_like.*"]), "t5x_like.gin_configs"],
+    # In the repository the gin files stand at its top, where readers find them; installed, within the package.
+    package_dir={"t5x_like.gin_configs": "gin_configs"},
+    package_data={"t5x_like": ["py.typed"], "t5x_like.gin_configs": ["**/*.gin"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -65,6 +91,7 @@ setup(
             "ruff>=0.17,<0.18",
             "scikit-learn>=1.5",
             "scipy>=1.14",
+            "setuptools>=77",
         ],
     },
     entry_points={"console_scripts": ["t5x_like=t5x_like.commands.main:main"]},

@@ -61,6 +61,28 @@ def to_dict(value: Any) -> Any:
     return value.name if isinstance(value, enum.Enum) else value
 
 
+def from_dict(value: Any) -> Any:
+    """The object of the run of which `to_dict` made this.
+
+    Raises:
+      UserError: if a class is not registered here, or has other fields or limits than those of the saved object.
+    """
+    if isinstance(value, list):
+        return tuple(map(from_dict, value))
+    if not isinstance(value, dict):
+        return value
+    name = value["class"]
+    if name not in REGISTRY:
+        raise UserError(f"The saved configuration has a {name}, which nothing registers: import its module first.")
+    fields = {field.name for field in dataclasses.fields(REGISTRY[name])} | {"class"}
+    if fields != value.keys():
+        raise UserError(
+            f"The saved {name} has other fields than this version of it ({', '.join(sorted(fields ^ value.keys()))}): "
+            "use the version that saved it."
+        )
+    return REGISTRY[name](**{field: from_dict(item) for field, item in value.items() if field != "class"})
+
+
 def difference(old: Any, new: Any, path: str = "") -> list[str]:
     """Lists where two results of `to_dict` differ: "model.stack.num_layers: 12 -> 24"."""
     if not isinstance(old, dict) or not isinstance(new, dict):

@@ -14,12 +14,11 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.commands.dry_run import dry_run
 from t5x_like.commands.supervise import supervise
-from t5x_like.commands.trained import Trained, continue_texts, writes_text, written
 from t5x_like.config import save_run_config
 from t5x_like.configurable import difference, to_dict
 from t5x_like.data.build import Data, build_data
+from t5x_like.inference.model import LoadedModel
 from t5x_like.inference.sampling import Sampling
-from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.runtime.processes import check_agreement, first_ahead, is_first
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
@@ -104,32 +103,30 @@ def command(values: flags.FlagValues, arguments: Sequence[str]) -> int | None:
         if is_first():
             print(summary(experiment, outcome, directory))
         # Drawing one is the work of a single process.
-        wanted = outcome.complete and experiment.run.logging.sample_tokens and writes_text(experiment.model)
+        wanted = outcome.complete and experiment.run.logging.sample_tokens and experiment.model.writes_text
         if wanted and jax.process_count() == 1:
             try:
-                print(sample(experiment, job, data, directory, outcome))
+                print(sample(experiment, job, data, outcome))
             except Exception:  # The run is complete and saved: whatever a sample stumbles over is no failure of it.
                 logging.exception("No sample could be drawn.")
     return None
 
 
-def sample(experiment: Experiment, job: Job, data: Data, directory: RunDirectory, outcome: Outcome) -> str:
+def sample(experiment: Experiment, job: Job, data: Data, outcome: Outcome) -> str:
     """What the trained model writes."""
     logs, state = experiment.run.logging, outcome.state
     params = state.params if state.ema is None else state.ema
-    model = Trained(experiment, directory, job.mesh, job.spec.graphdef, params, data.tokenizer, int(state.step))
-    options = {
-        "max_new_tokens": logs.sample_tokens,
-        "sampling": Sampling(temperature=0.8),
-        "seed": experiment.run.seed,
-    }
-    if isinstance(experiment.model, EncoderDecoderConfig) and not logs.sample_prompt:
+    length, graphdef = experiment.data.sequence_length, job.spec.graphdef
+    model = LoadedModel(job.model, graphdef, params, data.tokenizer, job.placement, length, int(state.step))
+    options = {"max_new_tokens": logs.sample_tokens, "seed": experiment.run.seed}
+    if job.model.reads_inputs and not logs.sample_prompt:
         row = data.validation.batch(0, slice(0, 1))
         is_input = row.get("encoder_segment_ids", np.ones_like(row["encoder_input_tokens"]))[0] == 1
         tokens = row["encoder_input_tokens"][0][is_input]
-        text = f"{model.tokenizer.decode(tokens)}\n\n-> {written(model, [tokens.tolist()], **options)[0]}"
+        written = model.generate_from_tokens([tokens.tolist()], sampling=Sampling(temperature=0.8), **options)
+        text = f"{model.tokenizer.decode(tokens)}\n\n-> {written[0]}"
     else:
-        text = logs.sample_prompt + continue_texts(model, [logs.sample_prompt], **options)[0]
+        text = logs.sample_prompt + model.generate([logs.sample_prompt], temperature=0.8, **options)[0]
     return f"\nA sample:\n\n{text}"
 
 

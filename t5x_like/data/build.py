@@ -1,7 +1,6 @@
 """The data of a run: its configuration, and what is built from it."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -31,6 +30,7 @@ from t5x_like.data.tasks.examples import ExampleCorpus, ExampleSet, prepare_exam
 from t5x_like.data.tasks.task import Task
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 
 @configurable
@@ -173,7 +173,7 @@ class Data:
             # Directories may be renamed; what is in them is in the corpora's own fingerprints.
             mixture = config.source
             facts += (mixture.rates, mixture.temperature, mixture.max_tokens, mixture.later)
-        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+        return fingerprint(repr(facts))
 
     def describe(self) -> str:
         """Some lines for a log: the text by split, the sources of a mixture, and what a step takes of it all."""

@@ -1,8 +1,8 @@
 """Text made ready, once: split, tokenised and kept in files that later starts map into memory.
 
 The files of one preparation stand in a directory of their own, named by everything they depend on and renamed into
-place when complete: a killed preparation leaves only a `.preparing-...` directory, to be removed at will, and processes
-that prepare the same corpus at the same time do no harm. Texts stream through: memory is bounded by the largest file.
+place when complete: a killed preparation leaves only a hidden directory, to be removed at will, and processes that
+prepare the same corpus at the same time do no harm. Texts stream through: memory is bounded by the largest file.
 """
 
 import array
@@ -10,15 +10,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import shutil
-import tempfile
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
-from absl import logging
 from jaxtyping import Int64, UInt
 
 from t5x_like.data.json_tokenizers import JSON_FILE, JsonTokenizer
@@ -36,12 +32,11 @@ from t5x_like.data.tokenizers import (
     cut,
 )
 from t5x_like.errors import UserError
+from t5x_like.files import DAMAGE, fingerprint, prepare_once
 
 T = TypeVar("T")
 
 _FORMAT = 1
-DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-"""What reading a file may raise that is not as it was written; RuntimeError is SentencePiece's."""
 RECORD = "prepared.json"
 """What stands beside the tokens: sizes and hashes."""
 _PIECE = 2**14  # characters
@@ -150,53 +145,6 @@ def prepare_corpus(source: Source, tokenizer_config: TokenizerConfig, split: Spl
     return prepare_once(key, directory, make, _load, f"{source}, {tokenizer_config}")
 
 
-def prepare_once(
-    key: str, directory: Path | None, make: Callable[[Path], None], load: Callable[[Path], T], what: str
-) -> T:
-    """What `load` reads from the files that `make` writes into a directory of its own, unless they are there already.
-
-    Args:
-      key: Names everything that the files depend on.
-      directory: Where the directories are kept; None keeps nothing.
-      make: Writes the files.
-      load: Reads them; may map them into memory.
-      what: For the log.
-
-    Raises:
-      UserError: if the directory cannot be written.
-    """
-    if directory is None:
-        with tempfile.TemporaryDirectory() as temporary:  # Mapped files outlive their names.
-            return prepare_once(key, Path(temporary), make, load, what)
-    place = directory / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    if not place.exists():
-        try:
-            logging.info("Preparing the corpus (once): %s.", what)
-            directory.mkdir(parents=True, exist_ok=True)
-            _make_in_place(make, place)
-        except OSError as error:
-            raise UserError(f"Cannot keep the tokens of the corpus in {directory}: {error}.") from error
-    try:
-        return load(place)
-    except DAMAGE as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{place} is damaged ({error}): remove it, and it will be prepared again.") from error
-
-
-def _make_in_place(make: Callable[[Path], None], place: Path):
-    work = place.with_name(f".preparing-{uuid.uuid4().hex}")
-    work.mkdir()
-    try:
-        make(work)
-        work.rename(place)
-    except OSError:
-        if not place.exists():  # Otherwise another process was faster, with the same result.
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def load_tokenizer(directory: Path, fingerprint: str) -> Tokenizer:
     """The tokenizer of this fingerprint, kept with a corpus prepared in `directory`; needs no text.
 
@@ -225,7 +173,7 @@ def _prepare(documents: SplitDocuments, tokenizer_config: TokenizerConfig, work:
     for name, texts in (("train", documents.train()), ("validation", documents.validation())):
         record[name] = _write_tokens(work / name, texts, tokenizer, record["dtype"])
     hashes = [tokenizer.fingerprint(), record["train"]["hash"], record["validation"]["hash"]]
-    record["fingerprint"] = hashlib.blake2b(repr(hashes).encode(), digest_size=16).hexdigest()
+    record["fingerprint"] = fingerprint(repr(hashes))
     (work / RECORD).write_text(json.dumps(record, indent=1))
 
 

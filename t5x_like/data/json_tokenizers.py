@@ -4,7 +4,6 @@ The library is in the extra `tasks`.
 """
 
 import collections
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from t5x_like.configurable import configurable
 from t5x_like.data.extras import require
 from t5x_like.data.tokenizers import VOCABULARY_FILE, Documents, SpecialTokens, Tokenizer, TokenizerConfig, sample
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 JSON_FILE = "tokenizer.json"
 
@@ -49,7 +49,7 @@ class TokenizerFileConfig(TokenizerConfig):
     special_tokens: SpecialTokens = SpecialTokens()
 
     def cache_key(self) -> str:
-        content = hashlib.blake2b(self._read(), digest_size=16).hexdigest()
+        content = fingerprint(self._read())
         return repr((content, self.bos_token, self.eos_token, self.pad_token, self.special_tokens))
 
     def build_plain(self, documents: Documents) -> "JsonTokenizer":

@@ -1,6 +1,5 @@
 """Corpora that `t5x_like prepare` made, as sources of training and of tokenizers."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from t5x_like.data.tokenizers import (
     WordTokenizerConfig,
 )
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 
 @configurable
@@ -59,7 +59,7 @@ class PreparedSource:
             tokenizer=self.special_tokens.extend(tokenizer),
             train=shards.tokens(~validates),
             validation=shards.tokens(validates),
-            fingerprint=hashlib.blake2b(facts.encode(), digest_size=16).hexdigest(),
+            fingerprint=fingerprint(facts),
         )
 
 

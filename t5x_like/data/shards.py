@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int64, Shaped, UInt
 from t5x_like.data.corpus import Tokens, content_hash, token_dtype
 from t5x_like.data.tokenizers import Tokenizer, cut
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 PREPARED = "prepared.json"
 TOKENIZER = "tokenizer"
@@ -138,7 +139,7 @@ class Shards:
         # The global number of each shard's first record, and of the end.
         self._shard_bounds = np.append(self._first_record, num_records.sum())[bounds]
         facts = (record["tokenizer"], [shard.hash for shard in self._shards])
-        self.fingerprint = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+        self.fingerprint = fingerprint(repr(facts))
         self._reader = functools.lru_cache(maxsize=_OPEN_READERS)(self._open)
 
     def _path(self, shard: Shard, suffix: str) -> Path:

@@ -4,7 +4,6 @@ Trained models lose nothing: white space and line ends are kept, and characters 
 exception of the library: the character U+2581 decodes as a space.)
 """
 
-import hashlib
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from jaxtyping import Int32
 from t5x_like.configurable import configurable
 from t5x_like.data.tokenizers import VOCABULARY_FILE, Documents, SpecialTokens, Tokenizer, TokenizerConfig, sample
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 MODEL_FILE = "spiece.model"
 
@@ -110,7 +110,7 @@ class SentencePieceFileConfig(TokenizerConfig):
     special_tokens: SpecialTokens = SpecialTokens()
 
     def cache_key(self) -> str:
-        return repr((hashlib.blake2b(self._read(), digest_size=16).hexdigest(), self.special_tokens))
+        return repr((fingerprint(self._read()), self.special_tokens))
 
     def build_plain(self, documents: Documents) -> "SentencePieceTokenizer":
         try:

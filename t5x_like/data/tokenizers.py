@@ -6,7 +6,6 @@ beside the tokens that they made, so that the text is not needed again.
 
 import abc
 import collections
-import hashlib
 import itertools
 import json
 import re
@@ -20,6 +19,7 @@ from jaxtyping import Int32
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 VOCABULARY_FILE = "vocabulary.json"
 """The file every tokenizer has: its `type` and what a tokenizer of that type needs to be made again."""
@@ -161,10 +161,8 @@ class Tokenizer(abc.ABC):
 
     def fingerprint(self) -> str:
         """Differs between tokenizers that are not the same."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, content in sorted(self.files().items()):
-            digest.update(f"{name}:{len(content)}:".encode() + content)
-        return digest.hexdigest()
+        files = sorted(self.files().items())
+        return fingerprint(b"".join(f"{name}:{len(content)}:".encode() + content for name, content in files))
 
     def save(self, directory: Path):
         """Writes the tokenizer's files."""

@@ -109,6 +109,16 @@ class TransformerConfig:
         }
 
     @property
+    def reads_inputs(self) -> bool:
+        """Whether texts to read and texts to write are apart: an encoder-decoder."""
+        return len(self.stacks) > 1
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether it predicts the next token."""
+        return self.features == "decoder" and isinstance(self.head, LanguageModelHeadConfig)
+
+    @property
     def uses_dropout(self) -> bool:
         blocks = (block for stack in self.stacks.values() for block in stack.distinct)
         return bool(self.dropout_rate or getattr(self.head, "dropout_rate", 0)) or any(b.uses_dropout for b in blocks)

@@ -22,8 +22,8 @@ from t5x_like.planning.memory import Memory, exact_parts
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.timing import EFFICIENCY, Collective, Segment, Timing
 from t5x_like.planning.topology import Topology
-from t5x_like.sharding.logical import RULES, is_axes
 from t5x_like.sharding.mesh import MESH_AXES, MeshConfig
+from t5x_like.sharding.placement import is_axes
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.job import Job, set_up
 
@@ -61,7 +61,7 @@ def analytical_plan(request: Request, lower: bool = True, traces: dict | None = 
             {} if traces is None else traces,
             repr((_without_mesh(experiment), [sizes[axis] for axis in IN_THE_PROGRAM])),
         )
-        with jax.sharding.use_abstract_mesh(mesh):
+        with job.placement.use():
             traced = kept.get(key) or jax.jit(job.train_step).trace(job.state, job.batch)
             kept[key] = traced
             if lower and chip.platform == "gpu":
@@ -107,7 +107,7 @@ def predicted_memory(job: Job, jaxpr: Any, sizes: dict[str, int], experiment: Ex
 
 def _tensor_dims(job: Job) -> set[int]:
     """Sizes of the dims that the tensor axis splits."""
-    names = {name for name, axes in RULES if "tensor" in axes}
+    names = {name for name, axes in job.placement.rules if "tensor" in axes}
     dims = set()
     for array, axes in zip(jax.tree.leaves(job.state.params), _axes(job), strict=True):
         local = array.sharding.shard_shape(array.shape)

@@ -25,6 +25,7 @@ from t5x_like.data.shards import PREPARED
 from t5x_like.data.tokenizers import ByteTokenizerConfig
 from t5x_like.sharding.logical import local_rows
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.sharding.placement import Placement
 from t5x_like.training.job import batch_target
 from tests.data.corpora import random_texts
 from tests.reliability.launch import free_port
@@ -64,7 +65,7 @@ def config(directories: list[str]) -> DataConfig:
 def hashes(directories: list[str], threads: int, start: int) -> dict[str, str]:
     """Of each row of this process, by step and row."""
     data = build_data(config(directories), None)
-    rows = local_rows(batch_target(data.config, build_mesh(MeshConfig())))
+    rows = local_rows(batch_target(data.config, Placement(build_mesh(MeshConfig()))))
     numbers = np.arange(8)[rows]
     with Loader(lambda step: data.train.batch(step, rows), start, STEPS - start, num_threads=threads) as loader:
         return {

@@ -14,8 +14,9 @@ from t5x_like.models.feedforward.moe import CapacityConfig, DroplessConfig, MoE,
 from t5x_like.models.feedforward.routers import ExpertChoiceRouterConfig, SigmoidRouterConfig, SoftmaxRouterConfig
 from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split
 from t5x_like.sharding.experts import check_experts, tokens_per_group
-from t5x_like.sharding.logical import constrain, shardings
+from t5x_like.sharding.logical import constrain
 from t5x_like.sharding.mesh import MESH_AXES
+from t5x_like.sharding.placement import Placement
 
 BATCH, LENGTH, EMBED, MLP, EXPERTS = 16, 8, 16, 24, 8
 
@@ -57,8 +58,8 @@ def step(moe, arrays, mesh=None, compiled=False):
     gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
     if mesh is None:
         return jax.jit(gradient, static_argnums=2)(params, x, graphdef, target, is_token)
-    with jax.set_mesh(mesh):
-        placed = shardings(logical_axes(moe), params, mesh)
+    with Placement(mesh).use():
+        placed = Placement(mesh).shardings(logical_axes(moe), params)
         out = (None, (placed, None))
         function = jax.jit(gradient, static_argnums=2, out_shardings=out)
         arguments = (jax.device_put(params, placed), x, graphdef, target, is_token)

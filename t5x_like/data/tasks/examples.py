@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from t5x_like.data.corpus import (
     StreamWriter,
     content_hash,
     map_stream,
-    prepare_once,
     read_tokenizer,
     token_dtype,
 )
@@ -25,6 +23,7 @@ from t5x_like.data.tasks.records import Record, SplitName
 from t5x_like.data.tasks.task import Task
 from t5x_like.data.tokenizers import Tokenizer, TokenizerConfig
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint, prepare_once
 
 _FORMAT = "examples 1"
 
@@ -136,7 +135,7 @@ def _write(records: SplitRecords, tokenizer: Tokenizer, work: Path):
                 "DataConfig.validation_fraction."
             )
     facts = [tokenizer.fingerprint(), *(record[name]["hashes"] for name in ("train", "validation"))]
-    record["fingerprint"] = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+    record["fingerprint"] = fingerprint(repr(facts))
     (work / RECORD).write_text(json.dumps(record, indent=1))
 
 
@@ -159,7 +158,7 @@ def _write_split(records: SplitRecords, name: SplitName, tokenizer: Tokenizer, w
     np.save(work / f"{name}.npy", ends)
     columns = np.array(numbers, np.float64).reshape(len(numbers), -1)
     hashes = [stream.digest.hexdigest() for stream in streams.values()]
-    hashes.append(hashlib.blake2b(ends.tobytes() + columns.tobytes(), digest_size=16).hexdigest())
+    hashes.append(fingerprint(ends.tobytes() + columns.tobytes()))
     for number, column in enumerate(task.number_names):
         np.save(work / f"{name}.{column}.npy", columns[:, number].astype(task.number_dtype))
     return {"examples": len(numbers), "bytes": num_bytes, "hashes": hashes}
