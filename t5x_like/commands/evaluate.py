@@ -8,8 +8,7 @@ from absl import flags, logging
 
 from t5x_like.commands import cli
 from t5x_like.commands.trained import Trained, define_flags, load_trained, written
-from t5x_like.data.build import Data, DataConfig, build_data
-from t5x_like.data.objectives.examples import TextToText
+from t5x_like.data.build import Data, build_data
 from t5x_like.evaluation.answers import answer
 from t5x_like.evaluation.evaluator import make_validation
 from t5x_like.inference.sampling import Sampling
@@ -53,7 +52,11 @@ def task_scores(model: Trained, data: Data, target: Batch) -> dict[str, float]:
     def write(prompts: list[list[int]]) -> list[str]:
         # Greedily; rows that are missing are copies, so that all batches are compiled as one.
         filled = [*prompts, *prompts[:1] * (experiment.data.batch_size - len(prompts))]
-        options = {"max_new_tokens": answer_length(experiment.data), "sampling": Sampling(temperature=0), "seed": 0}
+        options = {
+            "max_new_tokens": experiment.data.objective.answer_length(experiment.data.sequence_length),
+            "sampling": Sampling(temperature=0),
+            "seed": 0,
+        }
         return written(model, filled, **options)[: len(prompts)]
 
     experiment, scores = model.experiment, {}
@@ -61,9 +64,3 @@ def task_scores(model: Trained, data: Data, target: Batch) -> dict[str, float]:
         prefix = f"{answers.task.records.name}/" if len(tasks) > 1 else ""
         scores |= {f"{prefix}{name}": value for name, value in answers.scores().items()}
     return scores
-
-
-def answer_length(data: DataConfig) -> int:
-    """Tokens of the longest answer that a model learns to write."""
-    objective = data.objective
-    return objective.target_length if isinstance(objective, TextToText) else data.sequence_length // 2
