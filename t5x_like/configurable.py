@@ -1,13 +1,16 @@
 """The decorator that makes a class part of a run's configuration, and such objects as plain data.
 
 A part of a run is found by its role: an abstract base class, e.g. `Algorithm`. A field annotated with a role takes any
-registered class that derives from it, so a part of your own is a class in a module named by `--plugin`.
+registered class that derives from it, so a part of your own is a class in a module named by `--plugin`. What a role
+asks of a part, the base says: others call its methods and never look at its type.
 """
 
 import dataclasses
 import enum
+import importlib
 import inspect
 import json
+import pkgutil
 from typing import Any, TypeVar, dataclass_transform
 
 from t5x_like.errors import UserError
@@ -49,6 +52,14 @@ def roles_of(cls: type) -> list[type]:
 def players_of(role: type) -> list[type]:
     """The registered classes that a field annotated with `role` takes."""
     return [cls for cls in REGISTRY.values() if issubclass(cls, role)]
+
+
+def import_parts(*packages: str) -> None:
+    """Imports every module of these packages, not of those inside them, so that the parts in them are registered."""
+    for package in packages:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            if not module.ispkg:
+                importlib.import_module(module.name)
 
 
 def to_dict(value: Any) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_like.data.build import DataConfig
+from t5x_like.data.config import DataConfig
 from t5x_like.data.sources import TextSource
 from t5x_like.data.tokenizers import ByteTokenizerConfig
 from t5x_like.models.block import BlockConfig

@@ -8,8 +8,7 @@ import jax
 from absl import flags, logging
 
 from t5x_like.commands import cli
-from t5x_like.data.build import Data, DataConfig, build_data
-from t5x_like.data.objectives.examples import TextToText
+from t5x_like.data.build import Data, build_data
 from t5x_like.evaluation.answers import answer
 from t5x_like.evaluation.evaluator import EvaluateConfig, check_reads, make_validation
 from t5x_like.huggingface.tokenizer import tokenizer_config
@@ -70,17 +69,12 @@ def task_scores(model: LoadedModel, data: Data, target: Batch) -> dict[str, floa
     def write(prompts: list[list[int]]) -> list[str]:
         # Greedily; rows that are missing are copies, so that all batches are compiled as one.
         filled = [*prompts, *prompts[:1] * (data.config.batch_size - len(prompts))]
-        options = {"max_new_tokens": answer_length(data.config), "sampling": Sampling(temperature=0)}
-        return model.generate_from_tokens(filled, **options)[: len(prompts)]
+        length = data.config.objective.answer_length(data.config.sequence_length)
+        written = model.generate_from_tokens(filled, max_new_tokens=length, sampling=Sampling(temperature=0))
+        return written[: len(prompts)]
 
     scores = {}
     for answers in answer(model.graphdef, model.params, data, target, write):
         prefix = f"{answers.task.records.name}/" if len(tasks) > 1 else ""
         scores |= {f"{prefix}{name}": value for name, value in answers.scores().items()}
     return scores
-
-
-def answer_length(data: DataConfig) -> int:
-    """Tokens of the longest answer that a model learns to write."""
-    objective = data.objective
-    return objective.target_length if isinstance(objective, TextToText) else data.sequence_length // 2

@@ -16,8 +16,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Bool, Int64, Shaped, UInt
 
-from t5x_like.data.corpus import Tokens, content_hash, token_dtype
+from t5x_like.data.splits import content_hash
 from t5x_like.data.tokenizers import Tokenizer, cut
+from t5x_like.data.tokens import Tokens, token_dtype
 from t5x_like.errors import UserError
 from t5x_like.files import fingerprint
 

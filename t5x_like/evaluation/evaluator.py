@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 import jax
 
 from t5x_like.configurable import configurable
-from t5x_like.data.build import Data, DataConfig
-from t5x_like.data.objectives.causal import CausalLM
+from t5x_like.data.build import Data
+from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.learning.loss import BatchLoss, batch_loss
 from t5x_like.models.parameters import GraphDef, Params
@@ -69,7 +69,7 @@ def make_validation(
     """
     step = jax.jit(make_evaluate_step(graphdef, loss))
     # Every byte of the text is predicted only by what predicts every token.
-    bytes_per_token = data.bytes_per_token if isinstance(data.config.objective, CausalLM) else None
+    bytes_per_token = data.bytes_per_token if data.config.objective.predicts_every_token else None
     total = data.validation.num_batches
     count = min(num_batches or total, total)
     # Spread over the split: neighbours are alike.

@@ -4,7 +4,7 @@ from typing import Literal
 
 from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.configurable import configurable
-from t5x_like.data.build import DataConfig
+from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.models.heads import (
     LanguageModelHeadConfig,

@@ -9,7 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from t5x_like.data.build import DataConfig
+from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.models.parameters import Params
 from t5x_like.models.spec import ModelSpec, model_spec

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.loader import Loader
 from t5x_like.data.mixtures import Mixture, MixtureStage
 from t5x_like.data.prepare.config import Deduplication, PrepareConfig
 from t5x_like.data.prepare.engine import LocalEngine
-from t5x_like.data.prepare.filters import GopherQualityFilter
 from t5x_like.data.prepare.run import prepare
-from t5x_like.data.prepare.text_stages import NormalizeText
+from t5x_like.data.prepare.stages.filters import GopherQualityFilter
+from t5x_like.data.prepare.stages.text import NormalizeText
 from t5x_like.data.prepared import PreparedSource
 from t5x_like.data.shards import PREPARED
 from t5x_like.data.tokenizers import ByteTokenizerConfig
@@ -82,7 +83,7 @@ def worker(directories: list[str], threads: int, start: int, port: int, number: 
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("count", "threads", "start"), [(2, 1, 0), (2, 0, MIDDLE), (4, 4, MIDDLE)])
+@pytest.mark.parametrize(("count", "threads", "start"), [(2, 1, 0), (2, 3, MIDDLE), (4, 4, MIDDLE)])
 def test_the_trace_of_processes(count, threads, start, tmp_path):
     sizes = {"a": 90, "b": 60, "c": 15}
     directories = [corpus(tmp_path / name, seed, size) for seed, (name, size) in enumerate(sizes.items())]
@@ -91,7 +92,7 @@ def test_the_trace_of_processes(count, threads, start, tmp_path):
     data = build_data(config(directories), None)
     assert (data.train.epochs(STEPS) > 1).all()
     assert data.train.epochs(MIDDLE)[0] % 1
-    expected = {key: value for key, value in hashes(directories, 0, 0).items() if int(key.split()[0]) >= start}
+    expected = {key: value for key, value in hashes(directories, 1, 0).items() if int(key.split()[0]) >= start}
     port = free_port()
     started = [
         subprocess.Popen(

@@ -21,6 +21,8 @@ PACKED = ("decoder_segment_ids", "decoder_positions")
 class CausalLM(Objective):
     """Every token is predicted from those before it."""
 
+    predicts_every_token = True
+
     def features(self, length: int, packed: bool) -> Features:
         return token_features(length, *TOKENS, *(PACKED if packed else ()))
 

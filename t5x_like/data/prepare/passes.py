@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_like.data.corpus import content_hash, read_tokenizer
 from t5x_like.data.prepare.config import Deduplication, PrepareConfig
 from t5x_like.data.prepare.document import Document, Dropped
 from t5x_like.data.prepare.readers import Problem, Record, read_part
@@ -19,6 +18,8 @@ from t5x_like.data.prepare.signatures import line_hashes, signature, without_rep
 from t5x_like.data.prepare.tally import Tally
 from t5x_like.data.prepare.work import Unit, read_lines, write_json, write_lines
 from t5x_like.data.shards import TOKENIZER, ShardWriter
+from t5x_like.data.splits import content_hash
+from t5x_like.data.tokenizers import read_tokenizer
 from t5x_like.files import new_file
 
 KEPT, DUPLICATE, NEAR_DUPLICATE = range(3)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_like.data.corpus import read_tokenizer, token_dtype
 from t5x_like.data.prepare import passes
 from t5x_like.data.prepare.config import PrepareConfig
 from t5x_like.data.prepare.duplicates import find_duplicates
@@ -18,6 +17,8 @@ from t5x_like.data.prepare.report import REPORT_HTML, REPORT_JSON, make_report, 
 from t5x_like.data.prepare.tally import DROPPED, Tally
 from t5x_like.data.prepare.work import Plan, Unit, make_plan, write_json
 from t5x_like.data.shards import PREPARED, TOKENIZER, Shard
+from t5x_like.data.tokenizers import read_tokenizer
+from t5x_like.data.tokens import token_dtype
 from t5x_like.errors import UserError
 from t5x_like.files import InUseError, locked, new_file
 
