@@ -1,6 +1,7 @@
 """Records a run: `operative_config.gin`, which rebuilds it, and `config.json`, which describes it."""
 
 import datetime
+import itertools
 import json
 import subprocess
 import sys
@@ -78,21 +79,20 @@ def _text(head: list[str], objects: dict[str, dict[str, Any]], name_of: Callable
 
 
 def _unique_names(objects: Iterable[tuple[Any, type, str, str]]) -> dict[Any, str]:
-    """Names each (key, class, scope, path) `Class` or `scope/Class`; where that is taken, the path is the scope."""
+    """Names each (key, class, scope, path) `Class` or `scope/Class`; where that is taken, its path is the scope."""
     names: dict[Any, str] = {}
     for key, cls, scope, path in objects:
-        name = f"{scope}/{cls.__name__}" if scope else cls.__name__
-        if name in names.values():
-            name = f"{path.replace('.', '_')}/{cls.__name__}"
-        names[key] = name
+        scopes = itertools.chain([scope], (f"{path.replace('.', '_')}{number or ''}" for number in itertools.count()))
+        candidates = (f"{scope}/{cls.__name__}" if scope else cls.__name__ for scope in scopes)
+        names[key] = next(name for name in candidates if name not in names.values())
     return names
 
 
 def _objects(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """An object and all in its fields, each with the path of the field."""
     if isinstance(value, tuple):
-        for number, item in enumerate(value):
-            yield from _objects(item, f"{path}.{number}")
+        for item in value:
+            yield from _objects(item, path)
     elif has_objects(value):
         yield path, value
         for field in fields_of(type(value)):
