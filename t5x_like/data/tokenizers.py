@@ -144,6 +144,9 @@ class Tokenizer(abc.ABC):
 
     def __init_subclass__(cls, kind: str | None = None):
         if kind is not None:
+            known = KINDS.get(kind)
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UserError(f"{cls.__name__}: {known.__module__} has a tokenizer of kind {kind!r}: choose another.")
             cls.kind = kind
             KINDS[kind] = cls
 

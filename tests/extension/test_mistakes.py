@@ -19,6 +19,10 @@ RUN = ["--gin_file=runs/quickstart.gin"]
             "@configurable\nclass AdamWConfig(Algorithm):\n    def direction(self, layouts):\n        return None\n",
             "AdamWConfig is already a configurable of t5x_like.training.optimizers: choose another name.",
         ),
+        (
+            "from t5x_like.data.tokenizers import Tokenizer\n\nclass Mine(Tokenizer, kind='byte'):\n    pass\n",
+            "Mine: t5x_like.data.tokenizers has a tokenizer of kind 'byte': choose another.",
+        ),
         ("import no_such_package\n", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package' ("),
     ],
 )
