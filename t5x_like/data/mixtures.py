@@ -233,7 +233,7 @@ class MixedBatches(TrainBatches):
         batch_size: int,
         seed: int,
         stages: Sequence[tuple[int, Sequence[float]]],
-        names: Sequence[str] = (),
+        names: Sequence[str],
     ):
         """Prepares the schedule; `stages` are (first step, rates), `names` those of the sources."""
         self._names = names

@@ -19,7 +19,7 @@ from t5x_like.data.batches import OrderedBatches, ShuffledBatches, TrainBatches
 from t5x_like.data.corpus import Corpus, prepare_corpus
 from t5x_like.data.layouts import Layout
 from t5x_like.data.objectives.objective import Transform
-from t5x_like.data.splits import Split
+from t5x_like.data.splits import Split, Texts
 from t5x_like.data.tokenizers import TokenizerConfig
 from t5x_like.errors import UserError
 
@@ -85,16 +85,8 @@ class Source(abc.ABC):
         return OrderedBatches(layout, transform, batch_size)
 
 
-class DocumentSource(Source):
+class DocumentSource(Texts, Source):
     """Text: the tokenizer of the run makes its tokens."""
-
-    @abc.abstractmethod
-    def documents(self) -> Iterator[str]:
-        """Yields the non-empty documents, in the same order at every call; all can be written as UTF-8."""
-
-    @abc.abstractmethod
-    def cache_key(self) -> str:
-        """Names the present state of the source: cheap, and different when the documents may have changed."""
 
     def corpora(self, split: Split, tokenizer: TokenizerConfig | None, directory: Path | None) -> tuple[Corpus, ...]:
         assert tokenizer is not None, "DataConfig sees to it"

@@ -1,19 +1,22 @@
 """What trains and what validates: documents by a hash of their content, or text by its position."""
 
+import abc
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal
 
 SplitBy = Literal["document", "position"]
 
 
-class Texts(Protocol):
+class Texts(abc.ABC):
     """Documents that can be read again and again."""
 
+    @abc.abstractmethod
     def documents(self) -> Iterator[str]:
         """Yields the non-empty documents, in the same order at every call; all can be written as UTF-8."""
 
+    @abc.abstractmethod
     def cache_key(self) -> str:
         """Names the present state of the texts: cheap, and different when the documents may have changed."""
 

@@ -116,7 +116,8 @@ class ExistingTokenizerConfig(TokenizerConfig):
         return self.build(None).vocab_size
 
 
-_KINDS: dict[str, type["Tokenizer"]] = {}
+KINDS: dict[str, type["Tokenizer"]] = {}
+"""Tokenizers by what their files call them."""
 
 
 class Tokenizer(abc.ABC):
@@ -143,8 +144,11 @@ class Tokenizer(abc.ABC):
 
     def __init_subclass__(cls, kind: str | None = None):
         if kind is not None:
+            known = KINDS.get(kind)
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UserError(f"{cls.__name__}: {known.__module__} has a tokenizer of kind {kind!r}: choose another.")
             cls.kind = kind
-            _KINDS[kind] = cls
+            KINDS[kind] = cls
 
     @abc.abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
@@ -428,7 +432,7 @@ def read_tokenizer(place: Path) -> Tokenizer:
     path, names = place / VOCABULARY_FILE, place / SPECIAL_TOKENS_FILE
     try:
         facts = json.loads(path.read_text())
-        if (cls := _KINDS.get(facts["type"])) is None:
+        if (cls := KINDS.get(facts["type"])) is None:
             raise UserError(f"{path} describes no tokenizer that this version knows: bring back the file.")
         tokenizer = cls.read(facts, place)
     except DAMAGE as error:

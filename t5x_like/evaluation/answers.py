@@ -83,7 +83,6 @@ def answer(graphdef: GraphDef, params: Params, data: Data, target: Batch, write:
     for task, corpus, layout in zip(data.config.tasks, data.corpora, data.validation.layouts, strict=True):
         rows = _rows(batches, start, layout.num_rows)
         start += layout.num_rows
-        references = corpus.validation.read_references()
         if not task.writes:
             predict = lambda batch: np.asarray(step(params, on_devices(batch, target)))
             outputs = np.concatenate([predict(batch) for batch in _batches(rows, data.config.batch_size)])
@@ -94,8 +93,8 @@ def answer(graphdef: GraphDef, params: Params, data: Data, target: Batch, write:
             outputs = [text for at in range(0, len(prompts), size) for text in write(prompts[at : at + size])]
         else:
             continue
-        predicted = task.predicted(outputs, layout, references, corpus.tokenizer)
-        yield Answers(task, predicted, task.right(references))
+        predicted = task.predicted(outputs, layout, corpus.tokenizer)
+        yield Answers(task, predicted, task.right(corpus.validation.read_references()))
 
 
 def _predict(graphdef: GraphDef, params: Params, batch: Batch):

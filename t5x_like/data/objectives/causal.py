@@ -26,9 +26,6 @@ class CausalLM(Objective):
     def features(self, length: int, packed: bool) -> Features:
         return token_features(length, *TOKENS, *(PACKED if packed else ()))
 
-    def costs(self, lengths: Int64[np.ndarray, "pieces"], length: int) -> Int64[np.ndarray, "pieces"]:
-        return lengths
-
     def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
         return functools.partial(_causal, length, packed, tokenizer.pad_id or 0)
 
@@ -80,9 +77,6 @@ class PrefixLM(Objective):
 
     def features(self, length: int, packed: bool) -> Features:
         return token_features(length, *TOKENS, "decoder_order", *(PACKED if packed else ()))
-
-    def costs(self, lengths: Int64[np.ndarray, "pieces"], length: int) -> Int64[np.ndarray, "pieces"]:
-        return lengths
 
     def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
         return functools.partial(self._rows, length, packed, tokenizer.pad_id or 0)

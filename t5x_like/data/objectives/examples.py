@@ -42,9 +42,6 @@ class ExampleObjective(Objective):
     def capacities(self, length: int) -> Sequence[int]:
         """The room that these rows have."""
 
-    def costs(self, lengths: Int64[np.ndarray, "pieces"], length: int) -> Int64[np.ndarray, "pieces"]:
-        return lengths
-
     def lay_out(self, source: ExampleSet, length: int, layout: LayoutName) -> Layout:
         return ExampleRows(source, self.sizes, self.capacities(length), packed=layout == "pack")
 

@@ -1,7 +1,5 @@
 """A class or a number for a text, or for two: what BERT's heads are fine-tuned on (Devlin et al. 2019, section 4.1)."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
@@ -66,9 +64,7 @@ class ClassificationTask(_LabelTask):
         number = class_number(record, self.label, len(self.labels), self.labels)
         return Example(self._fields(record, tokenizer), {"labels": number}, number)
 
-    def predicted(
-        self, outputs: Float[np.ndarray, "rows classes"], layout: Layout, references: Sequence, tokenizer: Tokenizer
-    ) -> list[int]:
+    def predicted(self, outputs: Float[np.ndarray, "rows classes"], layout: Layout, tokenizer: Tokenizer) -> list[int]:
         return outputs.argmax(axis=-1).tolist()
 
 
@@ -98,7 +94,5 @@ class RegressionTask(_LabelTask):
         number = float(record[self.target])
         return Example(self._fields(record, tokenizer), {"targets": number}, number)
 
-    def predicted(
-        self, outputs: Float[np.ndarray, "rows"], layout: Layout, references: Sequence, tokenizer: Tokenizer
-    ) -> list[float]:
+    def predicted(self, outputs: Float[np.ndarray, "rows"], layout: Layout, tokenizer: Tokenizer) -> list[float]:
         return outputs.tolist()

@@ -99,16 +99,13 @@ class SpanTask(Task):
         return Example(fields, {"span_starts": first, "span_ends": last}, reference)
 
     def predicted(
-        self,
-        outputs: Float[np.ndarray, "rows length 2"],
-        layout: WindowRows,
-        references: Sequence[dict],
-        tokenizer: Tokenizer,
+        self, outputs: Float[np.ndarray, "rows length 2"], layout: WindowRows, tokenizer: Tokenizer
     ) -> list[str]:
         """The best span of all windows of each example, or no text where [CLS] scores more in every one.
 
         (Devlin et al. 2019, section 4.3, with a threshold of 0.)
         """
+        references = layout.source.read_references()
         best = [(-np.inf, 0, 0)] * len(references)
         none = np.full(len(references), np.inf)
         _, contexts = layout.source.bounds("second")

@@ -74,15 +74,8 @@ class Task(Source):
     def encode(self, record: Record, tokenizer: Tokenizer) -> Example:
         """The example of a record; LookupError, TypeError or ValueError if it is not as it should be."""
 
-    def predicted(self, outputs: Any, layout: Layout, references: Sequence[Any], tokenizer: Tokenizer) -> list[Any]:
-        """What the model says to each example.
-
-        Args:
-          outputs: Of the validation split: the texts that the model wrote, or its head's outputs row by row.
-          layout: The rows.
-          references: Of each example.
-          tokenizer: Of the run.
-        """
+    def predicted(self, outputs: Any, layout: Layout, tokenizer: Tokenizer) -> list[Any]:
+        """What the model says to each example; `outputs` are its texts, or its head's outputs for each of the rows."""
         return list(outputs)
 
     def right(self, references: Sequence[Any]) -> list[Any]:
