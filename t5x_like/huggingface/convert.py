@@ -19,8 +19,8 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.huggingface.families.family import Family
 from t5x_like.huggingface.tokenizer import tokenizer_config
+from t5x_like.models.model_spec import ModelSpec, model_spec
 from t5x_like.models.parameters import Params
-from t5x_like.models.spec import ModelSpec, model_spec
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.placement import Placement
 

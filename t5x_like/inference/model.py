@@ -18,8 +18,8 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.convert import load_saved
 from t5x_like.inference.generate import PAD_TO, generate, generate_from_inputs
 from t5x_like.inference.sampling import Sampling
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import GraphDef, Params, merge
-from t5x_like.models.spec import model_spec
 from t5x_like.models.token_loss import Batch
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.mesh import MeshConfig, place

@@ -63,7 +63,7 @@ def test_impossible_rules_are_refused(rules, message):
 
 def test_a_rule_for_a_name_that_no_parameter_has_is_refused(tmp_path):
     config = MeshConfig(logical_axis_rules=(("mpl", "tensor"),))
-    with pytest.raises(UserError, match="a rule for .mpl., which no parameter of this model has: names are embed"):
+    with pytest.raises(UserError, match=r"a rule for .mpl., which no parameter of this model has: names are embed"):
         set_up(toy.experiment(tmp_path, mesh=config), build_mesh(config), toy.VOCAB)
 
 
