@@ -14,6 +14,7 @@ from t5x_like.commands.main import main
 from t5x_like.data.tokenizers import ByteTokenizer
 from t5x_like.errors import UserError
 from t5x_like.inference.model import LoadedModel
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import merge, split
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import EncoderDecoderConfig, build_model
@@ -133,7 +134,7 @@ def test_writing_follows_the_choices_of_the_mesh(trained):
 
 def test_an_encoder_decoder_scores_pairs():
     block = toy.model().stack.block
-    crossing = dataclasses.replace(block, cross_attention=block.mixer)
+    crossing = dataclasses.replace(block, cross_attention=AttentionConfig(num_heads=4))
     stacks = {"encoder": StackConfig(num_layers=1, block=block), "decoder": StackConfig(num_layers=1, block=crossing)}
     config = EncoderDecoderConfig(d_model=32, vocab_size=259, dtype="float32", **stacks)
     graphdef, params = split(build_model(config, jax.random.key(0)))
