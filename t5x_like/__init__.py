@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from t5x_like.inference.model import load as load
+    from t5x_like.inference.load import load as load
 
 __version__ = "0.1.0"
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     # JAX and all else are imported when a model is loaded, not with the package.
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from t5x_like.inference.model import load
+    from t5x_like.inference.load import load
 
     return load

@@ -44,6 +44,24 @@ def configurable(cls: type[T]) -> type[T]:
     return cls
 
 
+def inert(default: T) -> T:
+    """The default of a field that does not change what a model computes from its weights: see `active`."""
+    return dataclasses.field(default=default, metadata={"inert": True})
+
+
+def active(value: T) -> T:
+    """An object of the run with every inert field, of it and of its parts, at its default."""
+    if isinstance(value, tuple):
+        return tuple(map(active, value))
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {
+        field.name: field.default if field.metadata.get("inert") else active(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+    }
+    return dataclasses.replace(value, **fields)
+
+
 def roles_of(cls: type) -> list[type]:
     """The roles that a class plays: its abstract bases."""
     return [base for base in cls.__mro__[1:] if inspect.isabstract(base)]

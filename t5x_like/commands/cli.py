@@ -6,25 +6,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import TypeVar
 
 import jax
 from absl import flags
 
-from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.config import Config, explain, parse_config, print_config
 from t5x_like.config.parse import SHIPPED
 from t5x_like.errors import UserError
-from t5x_like.huggingface.convert import source_of
-from t5x_like.inference.model import LoadedModel, load_from
 from t5x_like.runtime.coordination import leave
 from t5x_like.runtime.processes import Meeting, join
-from t5x_like.sharding.mesh import MeshConfig, place
-from t5x_like.training.experiment import Experiment
 
 T = TypeVar("T")
-C = TypeVar("C", bound="HasMesh")
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 """Excludes operations whose order of additions varies, and the autotuning that may choose another kernel each time."""
@@ -91,56 +84,6 @@ def built(values: flags.FlagValues, root: type[T]) -> tuple[Config, T] | None:
         print(print_config(config, root))
         return None
     return config, config.build(root)
-
-
-class HasMesh(Protocol):
-    """A configuration with a mesh."""
-
-    mesh: MeshConfig
-
-
-class Loaded(NamedTuple, Generic[C]):
-    """A model, its directory, what to do with it, and the Hugging Face directory of one that is not of a run."""
-
-    model: LoadedModel
-    directory: RunDirectory
-    choices: C
-    source: Path | None
-
-
-def define_model_flags(values: flags.FlagValues) -> None:
-    """The flags of commands that begin with a trained model; see `load_model`."""
-    flags.DEFINE_string(
-        "model_dir", None, "Directory of the trained run, or of a Hugging Face model.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "step", "latest", "Which checkpoint: a step, `latest`, or `best` on validation.", flag_values=values
-    )
-
-
-def load_model(values: flags.FlagValues, root: type[C], of_run: Callable[[Experiment], C]) -> Loaded[C] | None:
-    """Loads what --model_dir names; None if the flags only ask to print or explain its configuration.
-
-    Gin flags may change what does not shape the parameters, e.g. the mesh.
-
-    Args:
-      values: of the flags.
-      root: what the gin flags configure where the model is not that of a run.
-      of_run: the same, of a run.
-    """
-    if values.model_dir is None:
-        raise UserError("no run: pass --model_dir=DIRECTORY, the MODEL_DIR of a training run.")
-    directory = RunDirectory(values.model_dir)
-    directory.pull()
-    is_run = directory.operative_config.exists()
-    if is_run:
-        values.gin_file = [str(directory.operative_config), *values.gin_file]
-    read = built(values, Experiment if is_run else root)
-    if read is None:
-        return None
-    choices = of_run(read[1]) if is_run else read[1]
-    model = load_from(directory, place(choices.mesh), values.step, read[1].model if is_run else None)
-    return Loaded(model, directory, choices, None if is_run else source_of(directory))
 
 
 def define_process_flags(values: flags.FlagValues) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags, logging
 
-from t5x_like.commands import cli
+from t5x_like.commands import cli, loading
 from t5x_like.data.build import Data, build_data
 from t5x_like.evaluation.answers import answer
 from t5x_like.evaluation.evaluator import EvaluateConfig, check_reads, make_validation
@@ -21,7 +21,7 @@ from t5x_like.training.job import batch_target
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(command, argv, lambda values: (cli.define_model_flags(values), cli.define_process_flags(values)))
+    return cli.run(command, argv, lambda values: (loading.define_flags(values), cli.define_process_flags(values)))
 
 
 def command(values: flags.FlagValues) -> None:
@@ -31,7 +31,7 @@ def command(values: flags.FlagValues) -> None:
     needs data: --gin_file=evaluate.gin --gin_file=data/text.gin --gin.TEXT_FILES=...
     """
     cli.join_processes(values)
-    loaded = cli.load_model(values, EvaluateConfig, of_run)
+    loaded = loading.load_model(values, EvaluateConfig, of_run)
     if loaded is None:
         return
     model, choices = loaded.model, loaded.choices
@@ -49,7 +49,7 @@ def of_run(experiment: Experiment) -> EvaluateConfig:
     return EvaluateConfig(data=experiment.data, loss=experiment.run.loss, mesh=experiment.mesh)
 
 
-def read_data(loaded: cli.Loaded[EvaluateConfig]) -> Data:
+def read_data(loaded: loading.Loaded[EvaluateConfig]) -> Data:
     """The data, in the tokens of the model."""
     config, directory = loaded.choices.data, loaded.directory
     if loaded.source is not None and config.tokenizer is not None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from t5x_like.commands import cli
-from t5x_like.inference.model import GenerateConfig
+from t5x_like.commands import cli, loading
+from t5x_like.inference.load import GenerateConfig
 from t5x_like.inference.sampling import Sampling
 
 
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    cli.define_model_flags(values)
+    loading.define_flags(values)
     flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given again. Default: none.", flag_values=values)
     flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("max_new_tokens", 200, "Longest continuation, in tokens.", lower_bound=1, flag_values=values)
@@ -33,7 +33,7 @@ def command(values: flags.FlagValues) -> None:
         "top_p": values.top_p,
     }
     Sampling(**drawing)  # Refuses what cannot be before anything is read.
-    loaded = cli.load_model(values, GenerateConfig, lambda experiment: GenerateConfig(mesh=experiment.mesh))
+    loaded = loading.load_model(values, GenerateConfig, lambda experiment: GenerateConfig(mesh=experiment.mesh))
     if loaded is None:
         return
     prompts = [prompt for prompt in values.prompt or [""] for _ in range(values.num_samples)]

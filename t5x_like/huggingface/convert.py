@@ -19,8 +19,8 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.huggingface.families.family import Family
 from t5x_like.huggingface.tokenizer import tokenizer_config
+from t5x_like.models.model_spec import ModelSpec, model_spec
 from t5x_like.models.parameters import Params
-from t5x_like.models.spec import ModelSpec, model_spec
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.placement import Placement
 
@@ -63,8 +63,20 @@ class Saved(NamedTuple):
 
 
 def source_of(directory: RunDirectory) -> Path:
-    """The Hugging Face directory that an imported model's MODEL_DIR holds, or that the directory is."""
-    return directory.huggingface if (directory.huggingface / CONFIG).exists() else directory.path
+    """The Hugging Face directory that the MODEL_DIR of an imported model holds, or that the directory is.
+
+    Raises:
+      UserError: if there is none.
+    """
+    for place in (directory.huggingface, directory.path):
+        if (place / CONFIG).exists():
+            return place
+    if directory.checkpoints.is_dir():
+        raise UserError(f"{directory.path} has checkpoints, but not the configuration of their model: bring it back.")
+    raise UserError(
+        f"MODEL_DIR {directory.address} holds no run: train first, or correct the path. Nor is it a Hugging Face "
+        f"model: it has no {CONFIG}."
+    )
 
 
 def load_saved(
@@ -83,16 +95,10 @@ def load_saved(
     """
     if directory.operative_config.exists():
         return _load_run(directory, placement, step, model)
-    if (directory.huggingface / CONFIG).exists():
+    source = source_of(directory)
+    if source == directory.huggingface:
         return _load_imported(directory, placement, step)
-    if (directory.path / CONFIG).exists():
-        return read_model(directory.path, placement)[1]
-    if directory.checkpoints.is_dir():
-        raise UserError(f"{directory.path} has checkpoints, but not the configuration of their model: bring it back.")
-    raise UserError(
-        f"MODEL_DIR {directory.address} holds no run: train first, or correct the path. Nor is it a Hugging Face "
-        f"model: it has no {CONFIG}."
-    )
+    return read_model(source, placement)[1]
 
 
 def _load_run(directory: RunDirectory, placement: Placement, wanted: str, model: ModelConfig | None) -> Saved:

@@ -20,18 +20,16 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from t5x_like.configurable import active
 from t5x_like.errors import UserError
 from t5x_like.huggingface.families import FAMILIES
 from t5x_like.huggingface.families.family import Family, Fields
 from t5x_like.huggingface.name_map import Entry, bind
 from t5x_like.huggingface.safetensors import StoredTensor, Tensor, open_tensors, write_tensors
 from t5x_like.models.block import BlockConfig
-from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.feedforward.moe import DroplessConfig
-from t5x_like.models.mixers.attention import AttentionConfig
-from t5x_like.models.parameters import InitializerConfig, Params
-from t5x_like.models.spec import ModelSpec
-from t5x_like.models.stack import PipelineConfig, StackConfig
+from t5x_like.models.model_spec import ModelSpec
+from t5x_like.models.parameters import Params
+from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.placement import Placement
 
@@ -231,47 +229,19 @@ def _parts(config: ModelConfig) -> Iterator[Any]:
 
 def _architecture(config: ModelConfig) -> ModelConfig:
     """What decides the model's parameters and what it computes from them; the rest at its defaults."""
-    init = InitializerConfig()
-    return dataclasses.replace(
-        config,
-        **{name: _architecture_of_stack(stack, config.d_model) for name, stack in config.stacks.items()},
-        dropout_rate=0.0,
-        kernel_init=init,
-        residual_init="same",
-        embedding_init=init,
-        dtype="float32",
-    )
+    stacks = {name: _layer_by_layer(stack, config.d_model) for name, stack in config.stacks.items()}
+    return active(dataclasses.replace(config, **stacks))
 
 
-def _architecture_of_stack(stack: StackConfig, d_model: int) -> StackConfig:
-    """The stack with its layers one by one, or, where they are all equal, as one block."""
+def _layer_by_layer(stack: StackConfig, d_model: int) -> StackConfig:
+    """The stack with its layers one by one, or, where they are all equal, as one block; nothing left to be derived."""
 
-    def plain_attention(attention):
-        options = {"dropout_rate": 0.0, "backend": "auto"}
-        if isinstance(attention, AttentionConfig):
-            options |= {"num_kv_heads": attention.kv_heads, "head_dim": attention.head_size(d_model)}
-        return dataclasses.replace(attention, **options)
+    def explicit(block: BlockConfig) -> BlockConfig:
+        crossing = block.cross_attention and block.cross_attention.explicit(d_model)
+        return active(dataclasses.replace(block, mixer=block.mixer.explicit(d_model), cross_attention=crossing))
 
-    def plain_feedforward(feedforward):
-        if isinstance(feedforward, MLPConfig):
-            return dataclasses.replace(feedforward, dropout_rate=0.0)
-        options = {"load_balance_weight": 0.0, "z_loss_weight": 0.0, "bias_update_rate": 0.0, "jitter": 0.0}
-        return dataclasses.replace(feedforward, dispatch=DroplessConfig(), **options)
-
-    def plain(block: BlockConfig) -> BlockConfig:
-        return dataclasses.replace(
-            block,
-            mixer=plain_attention(block.mixer),
-            cross_attention=block.cross_attention and plain_attention(block.cross_attention),
-            feedforward=plain_feedforward(block.feedforward),
-            dropout_rate=0.0,
-        )
-
-    blocks = tuple(map(plain, stack.blocks))
-    block = blocks[0] if len(set(blocks)) == 1 else blocks
-    return dataclasses.replace(
-        stack, block=block, first=(), scan_layers=True, remat="none", remat_names=(), pipeline=PipelineConfig()
-    )
+    blocks = tuple(map(explicit, stack.blocks))
+    return dataclasses.replace(stack, block=blocks[0] if len(set(blocks)) == 1 else blocks, first=())
 
 
 def _differences(ours: Any, theirs: Any, path: str = "") -> list[str]:

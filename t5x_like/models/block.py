@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import split_keys
@@ -46,7 +46,7 @@ class BlockConfig:
     norm_place: Literal["pre", "post", "post_branch", "sandwich"] = "pre"
     norm_mixer: bool = True
     parallel: bool = False
-    dropout_rate: float = 0.0
+    dropout_rate: float = inert(0.0)
 
     def __post_init__(self):
         if not 0 <= self.dropout_rate < 1:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.biases import RelativeBias, alibi_slopes
 from t5x_like.kernels.attention.masks import MaskSpec
@@ -93,10 +93,10 @@ class StackConfig:
     first: tuple[BlockConfig, ...] = ()
     position_bias: RelativeBiasConfig | AlibiConfig | None = None
     final_norm: NormConfig | None = NormConfig()
-    scan_layers: bool = True
-    remat: Remat = "none"
-    remat_names: tuple[str, ...] = ()
-    pipeline: PipelineConfig = PipelineConfig()
+    scan_layers: bool = inert(True)
+    remat: Remat = inert("none")
+    remat_names: tuple[str, ...] = inert(())
+    pipeline: PipelineConfig = inert(PipelineConfig())
 
     def __post_init__(self):
         if self.num_layers < 1:

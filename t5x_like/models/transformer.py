@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import split_keys
@@ -63,11 +63,11 @@ class TransformerConfig:
     num_token_types: int = 0
     embedding_norm: NormConfig | None = None
     head: HeadConfig = LanguageModelHeadConfig()
-    dropout_rate: float = 0.0
-    kernel_init: InitializerConfig = InitializerConfig()
-    residual_init: Literal["depth_scaled", "same", "fixup", "t_fixup"] = "depth_scaled"
-    embedding_init: InitializerConfig = InitializerConfig()
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dropout_rate: float = inert(0.0)
+    kernel_init: InitializerConfig = inert(InitializerConfig())
+    residual_init: Literal["depth_scaled", "same", "fixup", "t_fixup"] = inert("depth_scaled")
+    embedding_init: InitializerConfig = inert(InitializerConfig())
+    dtype: Literal["float32", "bfloat16"] = inert("bfloat16")
 
     def __post_init__(self):
         name = type(self).__name__

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
+from t5x_like.models.model_spec import ModelSpec, model_spec
 from t5x_like.models.parameters import Params
-from t5x_like.models.spec import ModelSpec, model_spec
 from t5x_like.models.token_loss import Batch
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.runtime.compiler_options import compiler_options

@@ -12,8 +12,8 @@ from t5x_like.config import parse_config
 from t5x_like.huggingface.convert import load_saved
 from t5x_like.huggingface.directory import read_config
 from t5x_like.huggingface.safetensors import INDEX, open_tensors
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import merge
-from t5x_like.models.spec import model_spec
 from t5x_like.sharding.mesh import MeshConfig, place
 from t5x_like.training.experiment import Experiment
 from tests import families, toy

@@ -11,8 +11,8 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.huggingface.families.layers import repeated
 from t5x_like.huggingface.safetensors import Tensor, open_tensors, write_tensors
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
-from t5x_like.models.spec import model_spec
 from t5x_like.models.transformer import build_model
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.sharding.placement import Placement

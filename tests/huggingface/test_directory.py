@@ -13,9 +13,9 @@ from t5x_like.huggingface.directory import CONFIG, choose_family, export_params,
 from t5x_like.huggingface.families import DECODERS
 from t5x_like.huggingface.safetensors import INDEX, Tensor, open_tensors, write_tensors
 from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import split
-from t5x_like.models.spec import model_spec
 from t5x_like.models.transformer import Decoder
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.sharding.placement import Placement

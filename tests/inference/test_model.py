@@ -1,5 +1,6 @@
 """Models loaded from runs and from Hugging Face directories: what they write and how they score."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,9 +11,14 @@ import pytest
 
 import t5x_like
 from t5x_like.commands.main import main
+from t5x_like.data.tokenizers import ByteTokenizer
 from t5x_like.errors import UserError
-from t5x_like.models.parameters import merge
-from t5x_like.sharding.mesh import MeshConfig
+from t5x_like.inference.model import LoadedModel
+from t5x_like.models.mixers.attention import AttentionConfig
+from t5x_like.models.parameters import merge, split
+from t5x_like.models.stack import StackConfig
+from t5x_like.models.transformer import EncoderDecoderConfig, build_model
+from t5x_like.sharding.mesh import MeshConfig, place
 from t5x_like.sharding.placement import ContextConfig
 from tests import toy
 
@@ -93,13 +99,13 @@ def test_scores_are_sums_of_log_probabilities(model):
 def test_a_hugging_face_directory_is_the_same_model(trained, model, tmp_path, capsys):
     prompts = {"max_new_tokens": 5, "temperature": 0}
     assert main(["convert", f"--from={trained}/hf", f"--to={tmp_path}/imported"]) == 0
-    for place in (trained / "hf", tmp_path / "imported"):
-        again = t5x_like.load(place)
+    for path in (trained / "hf", tmp_path / "imported"):
+        again = t5x_like.load(path)
         # Exported is float32, where the run computes in bfloat16.
         np.testing.assert_allclose(again.score(["a mat"])[0], model.score(["a mat"])[0], rtol=1e-2)
         assert again.tokenizer.encode("the cat").tolist() == model.tokenizer.encode("the cat").tolist()
         capsys.readouterr()
-        assert main(["generate", f"--model_dir={place}", "--prompt=the", "--greedy", "--max_new_tokens=5"]) == 0
+        assert main(["generate", f"--model_dir={path}", "--prompt=the", "--greedy", "--max_new_tokens=5"]) == 0
         assert capsys.readouterr().out == f"the{again.generate(['the'], **prompts)[0]}\n"
 
 
@@ -124,6 +130,26 @@ def test_writing_follows_the_choices_of_the_mesh(trained):
     assert len(t5x_like.load(trained / "run", mesh=mesh()).generate(["the"], **options)) == 1
     with pytest.raises(UserError, match="'ulysses' cannot split 4 heads"):
         t5x_like.load(trained / "run", mesh=mesh(method="ulysses")).generate(["the"], **options)
+
+
+def test_an_encoder_decoder_scores_pairs():
+    block = toy.model().stack.block
+    crossing = dataclasses.replace(block, cross_attention=AttentionConfig(num_heads=4))
+    stacks = {"encoder": StackConfig(num_layers=1, block=block), "decoder": StackConfig(num_layers=1, block=crossing)}
+    config = EncoderDecoderConfig(d_model=32, vocab_size=259, dtype="float32", **stacks)
+    graphdef, params = split(build_model(config, jax.random.key(0)))
+    model = LoadedModel(config, graphdef, params, ByteTokenizer(), place(MeshConfig()), context_length=64)
+    pairs = [("ab", "cd"), ("a longer one", "b")]
+    scores = model.score(pairs)
+    assert [score.num_tokens for score in scores] == [2, 1]
+    # Over all single bytes, probabilities add up to those of the ids that are bytes.
+    singles = model.score([("ab", chr(byte)) for byte in range(128)])
+    total = sum(np.exp(score.log_likelihood) for score in singles)
+    assert 128 / 259 * 0.5 < total < 1
+    assert model.score([("ab", "c")])[0].log_likelihood > scores[0].log_likelihood
+    assert len(model.generate(["ab"], max_new_tokens=3, temperature=0)) == 1
+    with pytest.raises(UserError, match="scores pairs"):
+        model.score(["ab"])
 
 
 def test_what_cannot_be_loaded_or_scored_is_named(trained, model, tmp_path):

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from t5x_like.huggingface.families.family import Fields, written_activation
+from t5x_like.huggingface.families.family import MIXED_DECODER, Fields, written_activation
 from t5x_like.huggingface.families.layers import Layers
-from t5x_like.huggingface.families.llama import OURS, THEIRS, mlp_rules
+from t5x_like.huggingface.families.llama import OURS, THEIRS, DecoderFamily, mlp_rules
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.moe import MoEConfig
@@ -65,6 +65,14 @@ def with_mixtures(
         return dataclasses.replace(block, feedforward=mixture) if sparse(layer) else block
 
     return layers
+
+
+class MixtureFamily(DecoderFamily):
+    """Decoders with a mixture of experts in some of their layers."""
+
+    parts = MIXED_DECODER
+    required = frozenset({MoEConfig})
+    inert = frozenset({"output_router_logits"})
 
 
 def sparse_layers(config: DecoderConfig) -> list[int]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.randomness import keep
 from t5x_like.models.parameters import Initializers, Linear, Module
@@ -51,7 +51,7 @@ class MLPConfig:
     activation: Activation = "silu"
     gated: bool = True
     use_bias: bool = False
-    dropout_rate: float = 0.0
+    dropout_rate: float = inert(0.0)
 
     def __post_init__(self):
         if self.d_ff < 1:

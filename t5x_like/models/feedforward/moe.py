@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.dispatch import capacity_rows, chosen_rows, of_tokens
 from t5x_like.kernels.grouped_matmul import grouped_matmul
@@ -119,13 +119,13 @@ class MoEConfig:
     gated: bool = True
     use_bias: bool = False
     router: RouterConfig = SoftmaxRouterConfig()
-    dispatch: DroplessConfig | CapacityConfig = DroplessConfig()
+    dispatch: DroplessConfig | CapacityConfig = inert(DroplessConfig())
     shared_d_ff: int | None = None
     shared_gate: bool = False
-    jitter: float = 0.0
-    load_balance_weight: float = 0.0
-    z_loss_weight: float = 0.0
-    bias_update_rate: float = 0.0
+    jitter: float = inert(0.0)
+    load_balance_weight: float = inert(0.0)
+    z_loss_weight: float = inert(0.0)
+    bias_update_rate: float = inert(0.0)
 
     def __post_init__(self):
         for name in ("num_experts", "experts_per_token", "d_ff", "shared_d_ff"):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.context import Context
@@ -58,8 +58,8 @@ class AttentionConfig:
     qk_norm_dims: Literal["head", "all_heads"] = "head"
     use_qkv_bias: bool = False
     use_out_bias: bool = False
-    dropout_rate: float = 0.0
-    backend: Backend = "auto"
+    dropout_rate: float = inert(0.0)
+    backend: Backend = inert("auto")
 
     def __post_init__(self):
         for name in ("num_heads", "num_kv_heads", "head_dim", "window", "chunk"):
@@ -87,6 +87,10 @@ class AttentionConfig:
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
+
+    def explicit(self, d_model: int) -> "AttentionConfig":
+        """The same with the sizes that it derives."""
+        return dataclasses.replace(self, num_kv_heads=self.kv_heads, head_dim=self.head_size(d_model))
 
     def head_size(self, d_model: int) -> int:
         """head_dim, derived from d_model where it is not given."""

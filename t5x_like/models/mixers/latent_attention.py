@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.context import Context
@@ -48,8 +48,8 @@ class LatentAttentionConfig:
     scale: float | None = None
     norm: NormConfig = NormConfig()
     use_bias: bool = False
-    dropout_rate: float = 0.0
-    backend: Backend = "auto"
+    dropout_rate: float = inert(0.0)
+    backend: Backend = inert("auto")
 
     def __post_init__(self):
         for name in ("num_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
@@ -73,6 +73,10 @@ class LatentAttentionConfig:
     @property
     def query_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    def explicit(self, d_model: int) -> "LatentAttentionConfig":
+        """The same with the sizes that it derives: none."""
+        return self
 
     def head_size(self, d_model: int) -> int:
         """The size of queries and keys, which does not depend on d_model."""
