@@ -34,7 +34,7 @@ def _stack(name: str, feedforward_layer: int) -> tuple[Rule, ...]:
     table = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     mlp = f"{theirs}.{feedforward_layer}"
     return (
-        *_attention(f"{ours}/attention", of_attention, f"{theirs}.0"),
+        *_attention(f"{ours}/mixer", of_attention, f"{theirs}.0"),
         Rule(f"{name}/position_bias/table", table, "linear"),
         *_attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention", f"{theirs}.1"),
         # The gated network has wi_0, which is activated, and wi_1; the other has wi.
