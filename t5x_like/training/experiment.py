@@ -180,8 +180,18 @@ class Experiment:
                 f"has other things to predict: use {' or '.join(fitting) or 'another objective'}."
             )
         head.check(objective, features, self.data.tasks)
-        if head.compares_rows and self.run.gradient_accumulation > 1:
-            raise UserError(
-                f"RunConfig.gradient_accumulation is {self.run.gradient_accumulation}, which would part the pairs of "
-                f"rows that {type(head).__name__} compares: use 1."
-            )
+        if head.compares_rows:
+            self._check_pairs(type(head).__name__)
+
+    def _check_pairs(self, head: str):
+        """What would part the rows that a head compares."""
+        values = {
+            "RunConfig.gradient_accumulation": (self.run.gradient_accumulation, 1),
+            "DataConfig.batch_size": (self.data.batch_size, self.data.batch_size // 2 * 2),
+            "the number of Mixture.sources": (len(self.data.tasks), 1),
+        }
+        for name, (value, fitting) in values.items():
+            if value != fitting:
+                raise UserError(
+                    f"{name} is {value}, which would part the pairs of rows that {head} compares: use {fitting or 2}."
+                )
