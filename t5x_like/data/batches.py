@@ -50,8 +50,10 @@ class ShuffledBatches(TrainBatches):
 
     def batch(self, step: int, rows: RowNumbers = ALL) -> Rows:
         number = row_numbers(step, self.batch_size, rows)
-        epoch, index = np.divmod(number, self.layout.num_rows)
-        index = permute(index, keys(self.seed, epoch), self.layout.num_rows)
+        together = self.layout.rows_together
+        (group, place), num_groups = np.divmod(number, together), self.layout.num_rows // together
+        epoch, index = np.divmod(group, num_groups)
+        index = permute(index, keys(self.seed, epoch), num_groups) * together + place
         return self.transform(self.layout, index, keys(self.seed, number, TRAIN_NOISE))
 
 

@@ -66,12 +66,14 @@ class Layout(abc.ABC):
       num_tokens: Tokens in all of them; the first of the stream is none, it only stands before others.
       tokens_per_row: On average.
       num_cut: Examples that are too long for a row and lose some of their tokens; text loses none.
+      rows_together: So many rows from a multiple of it on are neighbours in every batch.
     """
 
     num_rows: int
     num_tokens: int
     tokens_per_row: float
     num_cut: int = 0
+    rows_together: int = 1
 
     @abc.abstractmethod
     def read(self, index: Int64[np.ndarray, "rows"]) -> Any:

@@ -224,7 +224,7 @@ def _parts(config: ModelConfig) -> Iterator[Any]:
     yield from (config, config.head)
     for stack in config.stacks.values():
         for block in stack.distinct:
-            yield from (block.mixer, block.feedforward)
+            yield from (part for part in (block.mixer, block.feedforward) if part is not None)
 
 
 def _architecture(config: ModelConfig) -> ModelConfig:
@@ -238,7 +238,9 @@ def _layer_by_layer(stack: StackConfig, d_model: int) -> StackConfig:
 
     def explicit(block: BlockConfig) -> BlockConfig:
         crossing = block.cross_attention and block.cross_attention.explicit(d_model)
-        return active(dataclasses.replace(block, mixer=block.mixer.explicit(d_model), cross_attention=crossing))
+        return active(
+            dataclasses.replace(block, mixer=block.mixer and block.mixer.explicit(d_model), cross_attention=crossing)
+        )
 
     blocks = tuple(map(explicit, stack.blocks))
     return dataclasses.replace(stack, block=blocks[0] if len(set(blocks)) == 1 else blocks, first=())

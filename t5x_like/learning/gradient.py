@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from t5x_like.learning.loss import BatchLoss, Totals, batch_loss, by_row, head_loss, reordered, total_weights
 from t5x_like.learning.router_losses import router_objective
 from t5x_like.models.context import Context
-from t5x_like.models.feedforward.routers import RouterStats
+from t5x_like.models.feedforward.router_stats import RouterStats
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.stack import LayerResults, Vectors
 from t5x_like.models.token_loss import Batch, LossConfig

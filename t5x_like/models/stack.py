@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention.biases import RelativeBias, alibi_slopes
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import fold_in
 from t5x_like.models.block import Block, BlockConfig, BlockState
 from t5x_like.models.context import Bias, Context
-from t5x_like.models.feedforward.routers import RouterStats
-from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
+from t5x_like.models.feedforward.router_stats import RouterStats
+from t5x_like.models.layer_spec import LayerSpec
+from t5x_like.models.mixers.mixer import Mixer
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import (
     GraphDef,
@@ -28,11 +28,10 @@ from t5x_like.models.parameters import (
     ModuleDict,
     Params,
     merge,
-    parameter,
     split,
     stack_modules,
 )
-from t5x_like.models.positions import AlibiConfig, RelativeBiasConfig
+from t5x_like.models.position_biases import PositionBias
 from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.sharding.pipeline import gpipe as pipeline
 
@@ -91,8 +90,8 @@ class StackConfig:
     num_layers: int
     block: BlockConfig | tuple[BlockConfig, ...]
     first: tuple[BlockConfig, ...] = ()
-    position_bias: RelativeBiasConfig | AlibiConfig | None = None
-    final_norm: NormConfig | None = NormConfig()
+    position_bias: PositionBias | None = None
+    final_norm: Norm | None = NormConfig()
     scan_layers: bool = inert(True)
     remat: Remat = inert("none")
     remat_names: tuple[str, ...] = inert(())
@@ -123,13 +122,16 @@ class StackConfig:
     def _check_position_bias(self):
         if self.position_bias is None:
             return
-        kind, attentions = type(self.position_bias).__name__, [block.mixer for block in self.distinct]
-        if any(isinstance(attention, LatentAttentionConfig) or attention.rotary for attention in attentions):
+        kind = type(self.position_bias).__name__
+        if any(mixer.has_rotary for mixer in self.mixers):
             raise UserError(
                 f"StackConfig.position_bias is {kind} and its attention has rotary positions: a model has one or the "
                 "other. Set AttentionConfig.rotary = None or StackConfig.position_bias = None."
             )
-        if len(heads := {attention.num_heads for attention in attentions}) > 1:
+        heads = {mixer.num_heads for mixer in self.mixers if mixer.takes_bias}
+        if not heads:
+            raise UserError(f"StackConfig.position_bias is {kind}, but none of its mixers takes one: set it to None.")
+        if len(heads) > 1:
             raise UserError(
                 f"StackConfig.position_bias is {kind}, which all layers share, but their AttentionConfig.num_heads "
                 f"differ ({', '.join(map(str, sorted(heads)))}): make them equal."
@@ -144,6 +146,11 @@ class StackConfig:
     def distinct(self) -> tuple[BlockConfig, ...]:
         """Every block that is configured, once."""
         return self.first + self.cycle
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """The mixers of these."""
+        return tuple(block.mixer for block in self.distinct if block.mixer is not None)
 
     @property
     def blocks(self) -> tuple[BlockConfig, ...]:
@@ -177,6 +184,13 @@ class StackConfig:
             return ("unrolled", str(layer)), None
         number, place = divmod(layer - len(self.first), len(self.cycle))
         return ("scanned", str(place)), number
+
+    def build_bias(self, *, bidirectional: bool, init: Initializer, key: PRNGKeyArray) -> Module | None:
+        """The layer that makes the bias which all layers share."""
+        if self.position_bias is None:
+            return None
+        num_heads = next(mixer.num_heads for mixer in self.mixers if mixer.takes_bias)
+        return self.position_bias.build(num_heads, bidirectional=bidirectional, init=init, key=key)
 
     def checkpointed(self, function: Callable, *, in_scan: bool) -> Callable:
         """`function` with this remat policy."""
@@ -215,15 +229,16 @@ class Stack(Module):
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, config.num_layers + 1)
-        build = lambda block, key: Block(block, d_model, mask=mask, inits=inits, dtype=dtype, key=key)
+        spec = LayerSpec(d_model, mask, inits, dtype)
+        build = lambda block, key: Block(block, spec, key)
         blocks, begin, size = config.blocks, len(config.first), len(config.cycle)
         layers = lambda place: keys[begin + place : begin + config.num_cycles * size : size]
         scanned = {str(i): stack_modules(partial(build, config.cycle[i]), layers(i)) for i in range(size)}
         unrolled = {str(i): build(blocks[i], keys[i]) for i in config.unrolled}
         self.scanned = ModuleDict(scanned) if config.num_cycles else None
         self.unrolled = ModuleDict(unrolled) if unrolled else None
-        self.position_bias = PositionBias(config, bidirectional=not mask.causal, init=inits.kernel, key=keys[-1])
-        self.final_norm = None if config.final_norm is None else Norm(config.final_norm, d_model)
+        self.position_bias = config.build_bias(bidirectional=not mask.causal, init=inits.kernel, key=keys[-1])
+        self.final_norm = None if config.final_norm is None else config.final_norm.build(d_model)
         self.config = config
 
     def __call__(
@@ -247,7 +262,7 @@ class Stack(Module):
 
     def biased(self, context: Context) -> Context:
         """The context of a run of these layers."""
-        return dataclasses.replace(context, bias=self.position_bias())
+        return dataclasses.replace(context, bias=Bias() if self.position_bias is None else self.position_bias())
 
     def begin(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """The layers before the cycles."""
@@ -331,24 +346,3 @@ def run_layer(
     if context.dropout_key is not None:
         context = context.with_key(fold_in(context.dropout_key, number))
     return merge(graphdef, params)(x, context, state)
-
-
-class PositionBias(Module):
-    """The bias that a stack's layers share, by distance of query and key: T5's table, or ALiBi's slopes."""
-
-    def __init__(self, config: StackConfig, *, bidirectional: bool, init: Initializer, key: PRNGKeyArray):
-        self.config = config.position_bias
-        self.num_heads = config.blocks[0].mixer.num_heads
-        self.bidirectional = bidirectional
-        is_table = isinstance(self.config, RelativeBiasConfig)
-        shape = (self.num_heads, self.config.num_buckets if is_table else 0)
-        self.table = parameter(init(key, shape, *shape[::-1]), ("heads", "buckets")) if is_table else None
-
-    def __call__(self) -> Bias:
-        match self.config:
-            case RelativeBiasConfig():
-                spec = RelativeBias(self.config.num_buckets, self.config.max_distance, self.bidirectional)
-                return Bias(table=self.table[...], spec=spec)
-            case AlibiConfig():
-                return Bias(alibi_slopes=alibi_slopes(self.num_heads))
-        return Bias()

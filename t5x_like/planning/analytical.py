@@ -14,7 +14,6 @@ from jax.sharding import AbstractMesh, AxisType
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.target import compiling_for
-from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.planning.collectives import Network
 from t5x_like.planning.flops import count_flops
 from t5x_like.planning.liveness import batch_shares, peak_bytes, sharded_size
@@ -174,11 +173,11 @@ def _collectives(job: Job, request: Request, sizes: dict[str, int], parts: int) 
         if "tensor" in spec and axes[-1] == "embed" and len(axes) > 2:
             add("all-reduce", "tensor", 2 * layers * parts, activation)  # of the block, forward and backward
     for block in (block for stack in job.model.stacks.values() for block in stack.blocks):
-        keys_and_values = sum(map(math.prod, block.mixer.key_value_shapes(job.model.d_model))) / sizes["tensor"]
-        gathered = tokens * sizes["sequence"] * keys_and_values * 2
+        exchanged = 0 if block.mixer is None else block.mixer.exchanged(job.model.d_model) / sizes["tensor"]
+        gathered = tokens * sizes["sequence"] * exchanged * 2
         add("all-gather", "sequence", 2 * parts, gathered)
         add("reduce-scatter", "sequence", parts, gathered)
-        if isinstance(block.feedforward, MoEConfig):  # every device sees its group's tokens, forward and backward
+        if block.num_experts is not None:  # every device sees its group's tokens, forward and backward
             add("all-gather", "expert", 2 * parts, activation * sizes["expert"])
             add("reduce-scatter", "expert", 2 * parts, activation * sizes["expert"])
     return sorted(found.values(), key=lambda c: -c.seconds)

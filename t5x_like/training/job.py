@@ -192,14 +192,15 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
         )
     tensor = mesh.shape["tensor"]
     for stack in experiment.model.stacks.values():
-        for heads in {block.mixer.num_heads for block in stack.distinct}:
-            if heads % tensor:
+        for mixer in stack.mixers:
+            heads = mixer.num_heads
+            if heads is not None and heads % tensor:
                 raise UserError(
-                    f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
+                    f"{type(mixer).__name__}.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
                     f"use tensor={math.gcd(heads, tensor)}, or another number of heads."
                 )
     blocks = [block for stack in experiment.model.stacks.values() for block in stack.distinct]
-    numbers = {getattr(block.feedforward, "num_experts", None) for block in blocks} - {None}
+    numbers = {block.num_experts for block in blocks} - {None}
     for num_experts in numbers or {None}:
         check_experts(num_experts, mesh)
     check_stages(experiment, mesh.shape)

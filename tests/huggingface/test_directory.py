@@ -12,7 +12,7 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.huggingface.families import DECODERS
 from t5x_like.huggingface.safetensors import INDEX, Tensor, open_tensors, write_tensors
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.model_spec import model_spec
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import split

@@ -21,10 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from t5x_like.models.feedforward.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig
-from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split
+from t5x_like.models.feedforward.dispatch import CapacityConfig, DroplessConfig
+from t5x_like.models.feedforward.moe import MoE, MoEConfig
+from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split
 from t5x_like.sharding.mesh import MESH_AXES
 from t5x_like.sharding.placement import Placement
+from tests import toy
 
 BATCH, LENGTH, EMBED, MLP = 8, 2048, 1024, 2048
 CASES = {
@@ -43,7 +45,7 @@ def compile_gradient(dispatch, sizes):
     mesh = jax.make_mesh([sizes.get(axis, 1) for axis in MESH_AXES], MESH_AXES, types, devices=devices)
     config = MoEConfig(num_experts=16, experts_per_token=2, d_ff=MLP, dispatch=dispatch)
     init = InitializerConfig().build()
-    build = lambda: MoE(config, EMBED, inits=Initializers(init, init, init), dtype=jnp.bfloat16, key=jax.random.key(0))
+    build = lambda: MoE(config, toy.layer_spec(EMBED, init, jnp.bfloat16), jax.random.key(0))
     kept = {}
 
     placement = Placement(mesh)
@@ -60,7 +62,7 @@ def compile_gradient(dispatch, sizes):
     x = jax.ShapeDtypeStruct(size, jnp.bfloat16, sharding=placement.sharding(("batch", "length", "embed"), size))
 
     def loss(params, x):
-        y, stats = merge(kept["graphdef"], params)(x)
+        y, stats = merge(kept["graphdef"], params)(x, toy.context(x))
         return jnp.mean(jnp.square(y.astype(jnp.float32))) + stats.load_balance
 
     with placement.use():

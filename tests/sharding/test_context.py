@@ -14,7 +14,7 @@ from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import split
-from t5x_like.models.positions import RelativeBiasConfig
+from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import EncoderDecoderConfig, build_model

@@ -151,7 +151,7 @@ class PairObjective(ExampleObjective):
 
     def pair_rows(self, first_text: Ragged, second_text: Ragged, tokenizer: Tokenizer, length: int) -> Rows:
         """Rows of one example each, which must fit."""
-        head = _marked(first_text, tokenizer)
+        head = marked(first_text, tokenizer)
         tail = Ragged(second_text.pieces, second_text.values)
         marks = select(constant(tail.pieces, tokenizer.sep_id), tail.pieces.lengths > 0)
         whole = join(head, join(tail, marks))
@@ -166,7 +166,7 @@ class PairObjective(ExampleObjective):
         }
 
 
-def _marked(text: Ragged, tokenizer: Tokenizer) -> Ragged:
+def marked(text: Ragged, tokenizer: Tokenizer) -> Ragged:
     return join(join(constant(text.pieces, tokenizer.cls_id), text), constant(text.pieces, tokenizer.sep_id))
 
 

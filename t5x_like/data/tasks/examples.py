@@ -152,7 +152,7 @@ def _write_split(records: SplitRecords, name: SplitName, tokenizer: Tokenizer, w
                 references.write(json.dumps(example.reference) + "\n")
     ends = np.array(ends, np.int64).reshape(-1, len(streams)).T
     np.save(work / f"{name}.npy", ends)
-    columns = np.array(numbers, np.float64).reshape(len(numbers), -1)
+    columns = np.array(numbers, np.float64).reshape(len(numbers), len(task.number_names))
     hashes = [stream.digest.hexdigest() for stream in streams.values()]
     hashes.append(fingerprint(ends.tobytes() + columns.tobytes()))
     for number, column in enumerate(task.number_names):

@@ -7,7 +7,7 @@ from t5x_like.huggingface.families.family import Family, Fields, written_activat
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import HeadTransformConfig, LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import HeadTransformConfig, LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig
@@ -142,9 +142,9 @@ class Bert(Family):
             "hidden_act": written_activation(block.feedforward.activation),
             "hidden_dropout_prob": block.dropout_rate,
             "attention_probs_dropout_prob": block.mixer.dropout_rate,
-            "max_position_embeddings": getattr(positions, "max_length", max_length),
+            "max_position_embeddings": (positions and positions.max_length) or max_length,
             "type_vocab_size": config.num_token_types,
-            "layer_norm_eps": getattr(block.norm, "epsilon", 1e-12),
+            "layer_norm_eps": block.norm.epsilon if block.norm else 1e-12,
             "initializer_range": config.kernel_init.stddev,
             "tie_word_embeddings": config.head.tie_embeddings,
         }
@@ -166,7 +166,7 @@ class Roberta(Bert):
         return False
 
     def write(self, config: EncoderConfig, max_length: int) -> dict[str, Any]:
-        offset = getattr(config.positions, "offset", 2)
+        offset = config.positions.offset if config.positions else 2
         fields = {**super().write(config, max_length), "architectures": [self.architecture]}
         return {**fields, "pad_token_id": offset - 1}
 

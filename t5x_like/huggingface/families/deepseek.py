@@ -13,6 +13,7 @@ from t5x_like.huggingface.families.mixture import (
     EXPERTS,
     MixtureFamily,
     first_mixture,
+    first_router,
     read_mixture,
     shared_rules,
     sparse_layers,
@@ -24,8 +25,8 @@ from t5x_like.huggingface.name_map import Layout, Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
-from t5x_like.models.feedforward.routers import RouterConfig, SigmoidRouterConfig, SoftmaxRouterConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.feedforward.routers import SigmoidRouterConfig, SoftmaxRouterConfig, TopKRouter
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.positions import YarnScaling
@@ -116,7 +117,7 @@ class DeepSeek(MixtureFamily):
     }  # fmt: skip
 
     @abc.abstractmethod
-    def read_router(self, fields: Fields) -> RouterConfig: ...
+    def read_router(self, fields: Fields) -> TopKRouter: ...
 
     def attention(self, fields: Fields, norm: NormConfig) -> LatentAttentionConfig:
         num_heads = fields.need("num_attention_heads")
@@ -170,22 +171,22 @@ class DeepSeek(MixtureFamily):
 
     def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
         mixture = first_mixture(config)
-        router = mixture.router
+        router = first_router(config)
         return {
             **write_mixture(mixture, experts="n_routed_experts", d_ff="moe_intermediate_size"),
             "n_shared_experts": max((mixture.shared_d_ff or 0) // mixture.d_ff, 1),
             "first_k_dense_replace": sparse_layers(config)[0],
-            "n_group": getattr(router, "num_groups", 1),
-            "topk_group": getattr(router, "groups_per_token", 1),
-            "routed_scaling_factor": getattr(router, "scaling", 1.0),
-            "norm_topk_prob": getattr(router, "renormalize", True),
+            "n_group": router.num_groups,
+            "topk_group": router.groups_per_token,
+            "routed_scaling_factor": router.scaling,
+            "norm_topk_prob": router.renormalize,
         }
 
 
 class DeepSeek2(DeepSeek):
     model_type, architecture = "deepseek_v2", "DeepseekV2ForCausalLM"
 
-    def read_router(self, fields: Fields) -> RouterConfig:
+    def read_router(self, fields: Fields) -> TopKRouter:
         fields.expect("scoring_func", "softmax")
         fields.expect("mlp_bias", False)
         fields.expect("norm_topk_prob", False)
@@ -211,7 +212,7 @@ class DeepSeek3(DeepSeek):
     # The published model's module for predicting several tokens, behind its 61 layers: transformers leaves it out too.
     ignored = r".*\.rotary_emb\.inv_freq|model\.layers\.61\..*"
 
-    def read_router(self, fields: Fields) -> RouterConfig:
+    def read_router(self, fields: Fields) -> TopKRouter:
         fields.expect("scoring_func", "sigmoid")
         fields.expect("topk_method", "noaux_tc")
         fields.expect("rope_interleave", True)

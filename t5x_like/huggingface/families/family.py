@@ -11,7 +11,7 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.feedforward.mlp import Activation, MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, ModelConfig

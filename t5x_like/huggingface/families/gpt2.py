@@ -7,7 +7,7 @@ from t5x_like.huggingface.families.family import Family, Fields, written_activat
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig
@@ -83,11 +83,11 @@ class GPT2Family(Family):
 
     def write(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
         block = config.stack.blocks[0]
-        learned = isinstance(config.positions, LearnedPositionsConfig)
+        known = config.positions and config.positions.max_length
         activation = block.feedforward.activation
         return {
             "vocab_size": config.vocab_size,
-            "n_positions": config.positions.max_length if learned else max_length,
+            "n_positions": known or max_length,
             "n_embd": config.d_model,
             "n_layer": config.stack.num_layers,
             "n_head": block.mixer.num_heads,

@@ -8,7 +8,7 @@ from t5x_like.huggingface.families.rotary import read_rotary, rope_values, write
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import Activation, MLPConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
@@ -155,7 +155,7 @@ class DecoderFamily(Family):
 
     def write(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
         parts = [block.feedforward for block in config.stack.distinct]
-        feedforward = next((part for part in parts if isinstance(part, MLPConfig)), parts[0])
+        feedforward = next((part for part in parts if part.num_experts is None), parts[0])
         return {
             "vocab_size": config.vocab_size,
             "hidden_size": config.d_model,

@@ -8,7 +8,7 @@ from t5x_like.huggingface.families.family import Family, Fields, written_activat
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import HeadTransformConfig, LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import HeadTransformConfig, LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig

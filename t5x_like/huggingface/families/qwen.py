@@ -9,6 +9,7 @@ from t5x_like.huggingface.families.mixture import (
     EXPERTS,
     MixtureFamily,
     first_mixture,
+    first_router,
     read_mixture,
     shared_rules,
     sparse_layers,
@@ -60,7 +61,7 @@ def _write_mixture(config: DecoderConfig) -> dict[str, Any]:
     sparse, mixture = sparse_layers(config), first_mixture(config)
     return {
         **write_mixture(mixture, experts="num_experts", d_ff="moe_intermediate_size"),
-        "norm_topk_prob": getattr(mixture.router, "renormalize", True),
+        "norm_topk_prob": first_router(config).renormalize,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [layer for layer in range(config.stack.num_layers) if layer not in sparse],
     }

@@ -8,10 +8,10 @@ from t5x_like.huggingface.families.family import ACTIVATIONS, Family, Fields, wr
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
-from t5x_like.models.positions import RelativeBiasConfig
+from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import EncoderDecoderConfig
 
@@ -125,6 +125,8 @@ class T5Family(Family):
 
     def write(self, config: EncoderDecoderConfig, max_length: int) -> dict[str, Any]:
         block, bias = config.encoder.blocks[0], config.encoder.position_bias
+        # Another bias cannot be written; what is read back will differ from it.
+        bias = bias if type(bias) is RelativeBiasConfig else RelativeBiasConfig()
         feedforward = block.feedforward
         name = "gelu" if feedforward.gated and feedforward.activation == "gelu_tanh" else None
         name = name or written_activation(feedforward.activation)
@@ -136,10 +138,10 @@ class T5Family(Family):
             "num_layers": config.encoder.num_layers,
             "num_decoder_layers": config.decoder.num_layers,
             "num_heads": block.mixer.num_heads,
-            "relative_attention_num_buckets": getattr(bias, "num_buckets", 32),
-            "relative_attention_max_distance": getattr(bias, "max_distance", 128),
+            "relative_attention_num_buckets": bias.num_buckets,
+            "relative_attention_max_distance": bias.max_distance,
             "dropout_rate": block.dropout_rate,
-            "layer_norm_epsilon": getattr(block.norm, "epsilon", 1e-6),
+            "layer_norm_epsilon": block.norm.epsilon if block.norm else 1e-6,
             "feed_forward_proj": f"gated-{name}" if feedforward.gated else name,
             "tie_word_embeddings": config.head.tie_embeddings,
             "scale_decoder_outputs": config.head.scale_by_width,
