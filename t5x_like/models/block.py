@@ -18,6 +18,7 @@ from t5x_like.models.mixers.attention import Attend, Attention, AttentionConfig,
 from t5x_like.models.mixers.latent_attention import LatentAttention, LatentAttentionConfig
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Initializers, Module
+from t5x_like.models.probe import seen
 from t5x_like.sharding.logical import constrain
 
 
@@ -137,15 +138,18 @@ class Block(Module):
         if self.config.parallel:
             y = normalized(x, self.mixer_norm)
             (mixed, mixer_state), (fed, stats) = mix(y), self.feed(y, tokens, keys[1])
+            mixed, fed = seen("mixer", mixed), seen("feedforward", fed)
             x = constrain(x + dropout(mixed + fed, self.config.dropout_rate, keys[2]), "batch", "length", "embed")
         else:
-            x, mixer_state = self.add(x, mix, self.mixer_norm, self.mixer_out_norm, keys[2])
+            x, mixer_state = self.add(x, mix, self.mixer_norm, self.mixer_out_norm, keys[2], "mixer")
             if self.cross_attention is not None:
                 cross = lambda y: self.attend_encoded(y, tokens, encoded, kept, keys[3])
-                x, kept = self.add(x, cross, self.cross_attention_norm, self.cross_attention_out_norm, keys[4])
+                x, kept = self.add(
+                    x, cross, self.cross_attention_norm, self.cross_attention_out_norm, keys[4], "cross_attention"
+                )
             feed = lambda y: self.feed(y, tokens, keys[1])
-            x, stats = self.add(x, feed, self.feedforward_norm, self.feedforward_out_norm, keys[5])
-        return x, None if state is None else BlockState(mixer_state, kept), stats
+            x, stats = self.add(x, feed, self.feedforward_norm, self.feedforward_out_norm, keys[5], "feedforward")
+        return seen("output", x), None if state is None else BlockState(mixer_state, kept), stats
 
     def feed(
         self, x: Float[Array, "batch length embed"], tokens: TokenInfo, dropout_key: PRNGKeyArray | None
@@ -161,13 +165,14 @@ class Block(Module):
         norm: Norm | None,
         out_norm: Norm | None,
         dropout_key: PRNGKeyArray | None,
+        name: str,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         """Adds a part of the block to the stream; returns what else the part returns beside it."""
         place = self.config.norm_place
         y, rest = part(normalized(x, norm) if place in ("pre", "sandwich") else x)
         if place in ("post_branch", "sandwich"):
             y = normalized(y, norm if place == "post_branch" else out_norm)
-        x = x + dropout(y, self.config.dropout_rate, dropout_key)
+        x = x + dropout(seen(name, y), self.config.dropout_rate, dropout_key)
         return constrain(normalized(x, norm) if place == "post" else x, "batch", "length", "embed"), rest
 
     def attend_encoded(

@@ -32,6 +32,7 @@ from t5x_like.models.parameters import (
     stack_modules,
 )
 from t5x_like.models.positions import AlibiConfig, RelativeBiasConfig
+from t5x_like.models.probe import in_layer
 from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.sharding.pipeline import gpipe as pipeline
 
@@ -363,7 +364,8 @@ class Run(NamedTuple):
         """One layer; its number makes its random numbers."""
         block, attend = merge(graphdef, params), self.attend_with(bias)
         key = None if rows.dropout_key is None else fold_in(rows.dropout_key, number)
-        return block(x, tokens=rows.tokens, attend=attend, encoded=rows.encoded, state=state, dropout_key=key)
+        with in_layer("stack" if rows.encoded is None else "decoder", number):
+            return block(x, tokens=rows.tokens, attend=attend, encoded=rows.encoded, state=state, dropout_key=key)
 
 
 class PositionBias(Module):

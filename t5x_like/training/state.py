@@ -29,6 +29,11 @@ class TrainState(NamedTuple):
     ema: Params | None
     guard: GuardState
 
+    @property
+    def averaged(self) -> Params:
+        """The parameters to evaluate: their average where there is one."""
+        return self.params if self.ema is None else self.ema
+
 
 class ModelSpec(NamedTuple):
     """A model without values: static structure, shapes and logical axes of its parameters."""

@@ -1,0 +1,108 @@
+import gzip
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5x_like.configurable import configurable
+from t5x_like.errors import UserError
+from t5x_like.reporting.metrics import read_metrics
+from t5x_like.training import loop
+from t5x_like.training.effects import Effect
+from t5x_like.training.experiment import LoggingConfig
+from tests import toy
+from tests.training.test_loop import trace, train
+
+
+@pytest.fixture
+def directory(tmp_path):
+    toy.write_text(tmp_path)
+    return tmp_path
+
+
+def logging(**changes) -> LoggingConfig:
+    return LoggingConfig(**{"every_steps": 1, "tensorboard": False, "progress": False, "sample_tokens": 8, **changes})
+
+
+@configurable
+class FailingEffect(Effect):
+    def after_step(self, step, state, metrics):
+        raise ValueError("a bug")
+
+
+def test_the_written_order_is_the_order(directory, monkeypatch):
+    written = re.findall(r"^    (\w+)  +\S", loop.__doc__, re.MULTILINE)
+    given = []
+    original = loop.effects_of
+    monkeypatch.setattr(loop, "effects_of", lambda *args: given.extend(original(*args)) or tuple(given))
+    logs = logging(profile_steps=(7, 8), sample_every_steps=7, norms_every_steps=7)
+    train(toy.experiment(directory, steps=1, logging=logs, effects=(FailingEffect(),)), sample=str, debug_nans=True)
+    names = {"FindNonFinite": "find"}
+    assert written[:2] == ["fetch", "step"]
+    assert [names.get(type(e).__name__, type(e).__name__.lower()) for e in given] == written[2:]
+
+
+def test_an_effect_that_fails_is_counted_and_training_goes_on(directory):
+    experiment = toy.experiment(directory, steps=3, effects=(FailingEffect(),))
+    assert train(experiment).complete
+    records = read_metrics(directory / "run" / "metrics.jsonl")
+    assert [r["failed_FailingEffects"] for r in records if r["split"] == "train"] == [1, 2, 3]
+
+
+def test_a_trace_norms_and_samples_change_no_number(directory):
+    plain = toy.experiment(directory, steps=5)
+    train(plain)
+    before = trace(plain)
+    (directory / "run").rename(directory / "plain")
+    logs = logging(profile_steps=(2, 3), norms_every_steps=2, sample_every_steps=2)
+    experiment = toy.experiment(directory, steps=5, logging=logs)
+    train(experiment, sample=lambda state: f"step {int(state.step)}")
+    assert [record for record in trace(experiment) if record[1] != "norms"] == before
+
+    files = list((directory / "run" / "profile").rglob("*.xplane.pb"))
+    assert files
+    events = gzip.decompress(next((directory / "run" / "profile").rglob("*.trace.json.gz")).read_bytes()).decode()
+    steps = {event["args"]["step_num"] for event in json.loads(events)["traceEvents"] if event.get("name") == "train"}
+    assert steps == {"2", "3"}
+
+    samples = [json.loads(line) for line in (directory / "run" / "samples.jsonl").read_text().splitlines()]
+    assert samples == [{"step": 2, "text": "step 2"}, {"step": 4, "text": "step 4"}]
+
+    records = read_metrics(directory / "run" / "metrics.jsonl")
+    norms = {r["step"]: r for r in records if r["split"] == "norms"}
+    gradients = {r["step"]: r["grad_norm"] for r in records if r["split"] == "train"}
+    assert sorted(norms) == [2, 4]
+    for step, values in norms.items():
+        squares = [value**2 for name, value in values.items() if name.startswith("gradient/")]
+        np.testing.assert_allclose(np.sqrt(sum(squares)), gradients[step], rtol=1e-5)
+        assert all(values[f"activation/stack/{layer}/{part}"] > 0 for layer in (0, 1) for part in ("mixer", "output"))
+        assert values["update/embedding"] > 0
+
+
+def with_parameter(change):
+    """`initial_state` with one array of the feed-forward network changed."""
+    original = loop.initial_state
+
+    def initial_state(*args):
+        state = original(*args)
+        chosen = lambda path: "feedforward/down" in jax.tree_util.keystr(path, simple=True, separator="/")
+        change_leaf = lambda path, x: change(x) if chosen(path) else x
+        return state._replace(params=jax.tree.map_with_path(change_leaf, state.params))
+
+    return initial_state
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (jnp.inf, r"at step 1, parameter stack/scanned/0/feedforward/down/kernel\[1\] is not finite before the step"),
+        (3e38, r"at step 1, the feedforward of layer 1 of the stack is the first activation that is not finite"),
+    ],
+)
+def test_debug_nans_names_the_layer(directory, monkeypatch, value, message):
+    monkeypatch.setattr(loop, "initial_state", with_parameter(lambda x: x.at[1].set(value)))
+    with pytest.raises(UserError, match=message):
+        train(toy.experiment(directory), debug_nans=True)
