@@ -1,4 +1,4 @@
-"""What happens beside the training of parameters: the role `Effect`; the order in which effects act is in `loop`."""
+"""What happens after every step, and the role that adds an effect to a run; their order is in `loop`."""
 
 import abc
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,15 +30,11 @@ class Run(NamedTuple):
 
 
 class Effect(abc.ABC):
-    """Acts after every step; one of your own is a configurable subclass, named in `RunConfig.effects`.
+    """Acts after every step.
 
     Every process runs every effect. Arrays are those on the devices: fetching one waits for the step, so an effect does
     that only at the steps that it is there for. The state must not be kept: the next step reuses its memory.
     """
-
-    def start(self, run: Run, step: int) -> "Effect":
-        """The effect that acts in this run, from `step` on; again after a rollback. One with a memory makes it here."""
-        return self
 
     @abc.abstractmethod
     def after_step(self, step: int, state: "TrainState", metrics: "Metrics") -> None:
@@ -46,3 +42,11 @@ class Effect(abc.ABC):
 
     def end(self) -> None:  # noqa: B027 (most have nothing to close)
         """Closes what is open, whichever way training ends."""
+
+
+class EffectConfig(abc.ABC):
+    """An effect of your own is built by a configurable subclass, which `RunConfig.effects` names."""
+
+    @abc.abstractmethod
+    def build(self, run: Run, step: int) -> Effect:
+        """The effect that acts in this run from `step` on; built again after a rollback."""

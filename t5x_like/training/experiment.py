@@ -16,7 +16,7 @@ from t5x_like.models.positions import LearnedPositionsConfig
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig
-from t5x_like.training.effects import Effect
+from t5x_like.training.effects import EffectConfig
 from t5x_like.training.guards import GuardConfig
 from t5x_like.training.initialize import InitialCheckpointConfig
 from t5x_like.training.optimizers import OptimizerConfig
@@ -133,7 +133,7 @@ class RunConfig:
     guard: GuardConfig = GuardConfig()
     initialize_from: InitialCheckpointConfig | None = None
     logging: LoggingConfig = LoggingConfig()
-    effects: tuple[Effect, ...] = ()
+    effects: tuple[EffectConfig, ...] = ()
 
     def __post_init__(self):
         for name in ("steps", "gradient_accumulation", "evaluate_every_steps"):

@@ -82,7 +82,7 @@ class FindNonFinite(Effect):
 
     def cause(self, step: int, params: Params) -> str:
         """What is the first value that is not finite, in words."""
-        if bad := list(non_finite(params, self.axes)):
+        if bad := self._non_finite(params):
             return f"parameter {bad[0]} is not finite before the step"
         sizes, loss = self.replay.activations(step, params)
         for (stack, layer, part), size in sizes.items():

@@ -15,8 +15,8 @@ Every step happens in this order:
     save      every `checkpoints.save_every_steps`, on request (`requests`) and at the end, after all records up to here
 
 So metrics.jsonl never lacks a record that a checkpoint has passed, and a resumed run writes again exactly what came
-after that checkpoint. What fails among log, evaluate, sample and own is told and counted, and training goes on.
-From log on these are `Effect`s, put in order by `effects_of`.
+after that checkpoint. What fails among log, evaluate, sample, norms and own is told and counted, and training goes
+on. From log on these are `Effect`s, put in order by `effects_of`.
 """
 
 import contextlib
@@ -180,10 +180,9 @@ def train_from(
         batch_of = lambda step: data.train.batch(services.recovery.batch_number(step), rows)
         loader = stack.enter_context(Loader(batch_of, step, settings.steps - step))
         turn = Turn()
-        effects = []
-        for effect in effects_of(run, services, reporter, turn, requested):
+        effects = effects_of(run, step, services, reporter, turn, requested)
+        for effect in effects:
             stack.callback(effect.end)
-            effects.append(effect.start(run, step))
         reporter.start(step, loader)
         goodput.enter("step")
         for number, batch in device_prefetch(loader, lambda batch: on_devices(batch, job.batch)):
@@ -202,7 +201,7 @@ def train_from(
 
 
 def effects_of(
-    run: Run, services: Services, reporter: Reporter, turn: Turn, requested: Requested
+    run: Run, step: int, services: Services, reporter: Reporter, turn: Turn, requested: Requested
 ) -> tuple[Effect, ...]:
     """The effects of a run in their order, which is that of this module's head."""
     experiment, job, data, directory = run
@@ -217,13 +216,14 @@ def effects_of(
         effects.append(FindNonFinite(replay, job.spec.axes))
     effects.append(check)
     if logs.profile_steps is not None:
-        effects.append(Profile(logs.profile_steps, directory.path / "profile"))
+        effects.append(Profile(logs.profile_steps, directory.path / "profile", step))
     effects.append(Evaluate(experiment, validate, reporter, goodput, turn))
     if logs.sample_every_steps and sample is not None:
-        effects.append(Sample(logs.sample_every_steps, sample, directory.path / "samples.jsonl", reporter, goodput))
+        path = directory.path / "samples.jsonl"
+        effects.append(Sample(logs.sample_every_steps, sample, path, reporter, goodput, step))
     if logs.norms_every_steps:
         effects.append(Norms(logs.norms_every_steps, replay, reporter))
-    effects += [Own(effect, reporter) for effect in settings.effects]
+    effects += [Own(effect.build(run, step), reporter) for effect in settings.effects]
     save = Save(run, services.checkpoints, services.recovery, services.requests, check, goodput, turn)
     return (*effects, save)
 

@@ -10,7 +10,7 @@ from absl import logging
 
 from t5x_like.files import write_atomic
 from t5x_like.reporting.goodput import Goodput
-from t5x_like.training.effects import Effect, Run
+from t5x_like.training.effects import Effect
 from t5x_like.training.reporter import Reporter
 from t5x_like.training.state import TrainState
 from t5x_like.training.step import Metrics
@@ -22,13 +22,11 @@ WriteSample = Callable[[TrainState], str]
 class Profile(Effect):
     """Writes a trace of some steps to MODEL_DIR/profile; see LoggingConfig.profile_steps."""
 
-    def __init__(self, steps: tuple[int, int], directory: Path):
+    def __init__(self, steps: tuple[int, int], directory: Path, step: int):
+        """Takes the first and the last step, where to write, and the steps already made."""
         self._first, self._last = steps
         self._directory, self._running = directory, False
-
-    def start(self, run: Run, step: int) -> "Profile":
         self._begin(step)
-        return self
 
     def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
         if self._running and step >= self._last:
@@ -58,13 +56,14 @@ class Sample(Effect):
     path: Path
     reporter: Reporter
     goodput: Goodput
+    start_step: int
 
-    def start(self, run: Run, step: int) -> "Sample":
+    def __post_init__(self):
         """Drops samples of later steps, which a killed run left, and a line cut short."""
         if self.path.exists():
             *lines, _ = self.path.read_text().split("\n")
-            write_atomic(self.path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
-        return self
+            kept = (line + "\n" for line in lines if json.loads(line)["step"] <= self.start_step)
+            write_atomic(self.path, "".join(kept))
 
     def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
         if step % self.every_steps:

@@ -121,10 +121,6 @@ class Own(Effect):
     effect: Effect
     reporter: Reporter
 
-    def start(self, run: Run, step: int) -> "Own":
-        self.effect = self.effect.start(run, step)
-        return self
-
     def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
         self.reporter.attempt(type(self.effect).__name__, self.effect.after_step, step, state, metrics)
 

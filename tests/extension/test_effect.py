@@ -1,10 +1,9 @@
 """An effect of a user's own: one plugin file, named by a flag."""
 
-import sys
-
 import pytest
 
 from t5x_like.commands.main import main
+from t5x_like.configurable import REGISTRY
 from t5x_like.reporting.metrics import read_metrics
 from tests import toy
 from tests.commands.test_train import flags
@@ -12,11 +11,11 @@ from tests.commands.test_train import flags
 PLUGIN = '''
 """Writes the loss of every fifth step to a file."""
 from t5x_like.configurable import configurable
-from t5x_like.training.effects import Effect
+from t5x_like.training.effects import Effect, EffectConfig
 
 
 @configurable
-class LossFile(Effect):
+class LossFile(EffectConfig):
     """Writes losses.
 
     Attributes:
@@ -25,7 +24,7 @@ class LossFile(Effect):
 
     every_steps: int = 5
 
-    def start(self, run, step):
+    def build(self, run, step):
         return Writing(self.every_steps, run.directory.path / "losses.txt")
 
 
@@ -50,11 +49,14 @@ def test_an_effect_from_a_plugin(tmp_path, monkeypatch, mesh):
     name = f"loss_file_{'_'.join(mesh)}"
     (tmp_path / f"{name}.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("t5x_like.configurable.REGISTRY", dict(sys.modules["t5x_like.configurable"].REGISTRY))
     axes = {f"MeshConfig.{axis}": size for axis, size in mesh.items()}
     changes = {"STEPS": 20, "BATCH_SIZE": 16, "LoggingConfig.every_steps": 5, "LoggingConfig.sample_tokens": 0}
+    changes |= {"StackConfig.scan_layers": True, "PipelineConfig.num_microbatches": 2}
     given = flags(tmp_path, **changes, **axes, **{"RunConfig.effects": "(@LossFile(),)"})
-    assert main(["train", f"--plugin={name}", *given]) == 0
+    try:
+        assert main(["train", f"--plugin={name}", *given]) == 0
+    finally:
+        REGISTRY.pop("LossFile", None)
     written = [line.split() for line in (tmp_path / "run" / "losses.txt").read_text().splitlines()]
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["split"] == "train"]
     assert [(int(step), float(loss)) for step, loss in written] == [(r["step"], r["loss"]) for r in records]
