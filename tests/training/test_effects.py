@@ -15,6 +15,7 @@ from t5x_like.training import loop
 from t5x_like.training.effects import Effect, EffectConfig
 from t5x_like.training.experiment import LoggingConfig
 from t5x_like.training.inspect_layers import FindNonFinite
+from t5x_like.training.job import set_up
 from t5x_like.training.observe import Sample
 from tests import toy
 from tests.training.test_loop import trace, train
@@ -151,3 +152,26 @@ def test_a_resumed_run_drops_samples_of_later_steps(tmp_path):
     path.write_text('{"step": 2, "text": "a"}\n{"step": 4, "text": "b"}\n{"step": 6, "te')
     Sample(2, str, path, None, None, start_step=3)
     assert path.read_text() == '{"step": 2, "text": "a"}\n'
+
+
+def test_norms_on_a_mesh_are_those_of_one_device(directory):
+    found = {}
+    for name, mesh, devices in (("one", MeshConfig(), 1), ("many", MeshConfig(data=2, stage=2), 4)):
+        run = directory / name
+        logs = logging(norms_every_steps=1)
+        train(toy.experiment(directory, mesh=mesh, model_dir=str(run), steps=2, logging=logs), devices=devices)
+        found[name] = [r for r in read_metrics(run / "metrics.jsonl") if r["split"] == "norms"]
+    for one, many in zip(found["one"], found["many"], strict=True):
+        assert one.keys() == many.keys()
+        exact = [key for key in one if key.startswith(("gradient/", "update/"))]
+        np.testing.assert_allclose([many[key] for key in exact], [one[key] for key in exact], rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_off_is_not_in_the_program(directory):
+    experiment = toy.experiment(directory)
+    job = set_up(experiment, build_mesh(MeshConfig(), jax.devices()[:1]), 257)
+    with jax.set_mesh(job.mesh):
+        jaxpr = jax.make_jaxpr(job.train_step)(job.state, job.batch)
+        metrics = jax.eval_shape(job.train_step, job.state, job.batch)[1]
+    assert "debug_callback" not in str(jaxpr)
+    assert "layer_norms" not in metrics
