@@ -1,12 +1,38 @@
 """Packaging of t5x_like; tool settings are in pyproject.toml."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "t5x_like" / "__init__.py").read_text())[1]
 
 setup(
     name="t5x_like",
-    version="0.1.0",
+    version=VERSION,
     description="Train transformers with JAX, from one device to a pod.",
-    packages=find_packages(include=["t5x_like", "t5x_like.*"]),
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    author="The t5x_like authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: GPU",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    packages=[*find_packages(include=["t5x_like", "t5x_like.*"]), "t5x_like.gin_configs"],
+    # In the repository the gin files stand at its top, where readers find them; installed, within the package.
+    package_dir={"t5x_like.gin_configs": "gin_configs"},
+    package_data={"t5x_like": ["py.typed"], "t5x_like.gin_configs": ["**/*.gin"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -15,7 +41,6 @@ setup(
         "gin-config>=0.5,<0.6",
         "array-record>=0.8.1,<0.9",
         "fsspec>=2024.6",
-        "grain>=0.2.18,<0.3",
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3",
         "matplotlib>=3.9",
@@ -38,6 +63,8 @@ setup(
             "jinja2>=3.1,<4",
             "rouge-score>=0.1.2,<0.2",
             "sacrebleu>=2.4,<3",
+            "scikit-learn>=1.5",
+            "scipy>=1.14",
             "tokenizers>=0.22,<0.24",
         ],
         "beam": ["apache-beam>=2.70"],
@@ -57,6 +84,7 @@ setup(
             "datatrove>=0.10,<0.11",
             "gcp-storage-emulator>=2026.7",
             "gcsfs>=2024.6",
+            "grain>=0.2.18,<0.3",
             "hypothesis>=6",
             "import-linter>=2",
             "pytest>=8",
@@ -65,6 +93,7 @@ setup(
             "ruff>=0.17,<0.18",
             "scikit-learn>=1.5",
             "scipy>=1.14",
+            "setuptools>=77",
         ],
     },
     entry_points={"console_scripts": ["t5x_like=t5x_like.commands.main:main"]},

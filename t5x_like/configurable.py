@@ -1,13 +1,16 @@
 """The decorator that makes a class part of a run's configuration, and such objects as plain data.
 
 A part of a run is found by its role: an abstract base class, e.g. `Algorithm`. A field annotated with a role takes any
-registered class that derives from it, so a part of your own is a class in a module named by `--plugin`.
+registered class that derives from it, so a part of your own is a class in a module named by `--plugin`. What a role
+asks of a part, the base says: others call its methods and never look at its type.
 """
 
 import dataclasses
 import enum
+import importlib
 import inspect
 import json
+import pkgutil
 from typing import Any, TypeVar, dataclass_transform
 
 from t5x_like.errors import UserError
@@ -41,6 +44,24 @@ def configurable(cls: type[T]) -> type[T]:
     return cls
 
 
+def inert(default: T) -> T:
+    """The default of a field that does not change what a model computes from its weights: see `active`."""
+    return dataclasses.field(default=default, metadata={"inert": True})
+
+
+def active(value: T) -> T:
+    """An object of the run with every inert field, of it and of its parts, at its default."""
+    if isinstance(value, tuple):
+        return tuple(map(active, value))
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {
+        field.name: field.default if field.metadata.get("inert") else active(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+    }
+    return dataclasses.replace(value, **fields)
+
+
 def roles_of(cls: type) -> list[type]:
     """The roles that a class plays: its abstract bases."""
     return [base for base in cls.__mro__[1:] if inspect.isabstract(base)]
@@ -51,6 +72,14 @@ def players_of(role: type) -> list[type]:
     return [cls for cls in REGISTRY.values() if issubclass(cls, role)]
 
 
+def import_parts(*packages: str) -> None:
+    """Imports every module of these packages, not of those inside them, so that the parts in them are registered."""
+    for package in packages:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            if not module.ispkg:
+                importlib.import_module(module.name)
+
+
 def to_dict(value: Any) -> Any:
     """Returns an object of the run as plain nested dicts, each naming its class; equal objects give equal dicts."""
     if dataclasses.is_dataclass(value):
@@ -59,6 +88,28 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_dict(item) for item in value]
     return value.name if isinstance(value, enum.Enum) else value
+
+
+def from_dict(value: Any) -> Any:
+    """The object of the run of which `to_dict` made this.
+
+    Raises:
+      UserError: if a class is not registered here, or has other fields or limits than those of the saved object.
+    """
+    if isinstance(value, list):
+        return tuple(map(from_dict, value))
+    if not isinstance(value, dict):
+        return value
+    name = value["class"]
+    if name not in REGISTRY:
+        raise UserError(f"The saved configuration has a {name}, which nothing registers: import its module first.")
+    fields = {field.name for field in dataclasses.fields(REGISTRY[name])} | {"class"}
+    if fields != value.keys():
+        raise UserError(
+            f"The saved {name} has other fields than this version of it ({', '.join(sorted(fields ^ value.keys()))}): "
+            "use the version that saved it."
+        )
+    return REGISTRY[name](**{field: from_dict(item) for field, item in value.items() if field != "class"})
 
 
 def difference(old: Any, new: Any, path: str = "") -> list[str]:

@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
-from t5x_like.data.build import DataConfig
+from t5x_like.data.config import DataConfig
 from t5x_like.data.sources import TextSource
 from t5x_like.data.tokenizers import ByteTokenizerConfig
+from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.block import BlockConfig
+from t5x_like.models.context import Context, TokenInfo
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.mixers.attention import AttentionConfig, TokenInfo
+from t5x_like.models.layer_spec import LayerSpec
+from t5x_like.models.mixers.attention import AttentionConfig
+from t5x_like.models.parameters import Initializers
 from t5x_like.models.positions import RotaryConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig, token_info
@@ -72,3 +77,15 @@ def batch(seed: int = 0, weights: np.ndarray | None = None) -> dict[str, np.ndar
         "decoder_target_tokens": tokens[:, 1:],
         "decoder_loss_weights": weights,
     }
+
+
+def layer_spec(d_model: int, init, dtype="float32") -> LayerSpec:
+    """What a part of a layer is built from, all projections starting alike."""
+    return LayerSpec(d_model, MaskSpec(causal=True), Initializers(init, init, init), np.dtype(dtype))
+
+
+def context(x, *, token_ids=None, is_token=None, dropout_key=None) -> Context:
+    """What a part of a layer gets beside vectors [batch, length, embed]."""
+    ids = np.zeros(x.shape[:2], np.int32) if token_ids is None else token_ids
+    segment_ids = None if is_token is None else jnp.asarray(is_token).astype(np.int32)
+    return Context(tokens(ids, segment_ids=segment_ids), dropout_key=dropout_key)

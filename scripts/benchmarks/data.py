@@ -22,17 +22,18 @@ import numpy as np
 from rich.console import Console
 
 from t5x_like.data.batches import row_numbers
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.loader import Loader
 from t5x_like.data.prepare import passes
 from t5x_like.data.prepare.config import Deduplication, PrepareConfig
 from t5x_like.data.prepare.deduplicate import first_of_components, similar_pairs
 from t5x_like.data.prepare.document import Document
 from t5x_like.data.prepare.engine import LocalEngine
-from t5x_like.data.prepare.filters import C4Filter, FineWebFilter, GopherQualityFilter, GopherRepetitionFilter
 from t5x_like.data.prepare.run import prepare
 from t5x_like.data.prepare.signatures import NearDuplicates, signature
-from t5x_like.data.prepare.text_stages import MaskPersonalData, NormalizeText
+from t5x_like.data.prepare.stages.filters import C4Filter, FineWebFilter, GopherQualityFilter, GopherRepetitionFilter
+from t5x_like.data.prepare.stages.text import MaskPersonalData, NormalizeText
 from t5x_like.data.prepared import PreparedSource
 from t5x_like.data.python_library import PythonLibrarySource
 from t5x_like.data.randomness import keys, permute

@@ -43,8 +43,6 @@ Run = Callable[[int], float]
 
 def t5x_like_run() -> Iterator[Run]:
     """This package's step, as `t5x_like train` takes it, on random text of 65 characters."""
-    import jax
-
     from t5x_like.config import parse_config
     from t5x_like.data.build import build_data
     from t5x_like.data.loader import Loader, device_prefetch
@@ -62,7 +60,7 @@ def t5x_like_run() -> Iterator[Run]:
         data = build_data(experiment.data, None)
     mesh = build_mesh(experiment.mesh)
     job = set_up(experiment, mesh, data.tokenizer.vocab_size)
-    with jax.set_mesh(mesh), Loader(data.train.batch, 0, sys.maxsize) as loader:
+    with job.placement.use(), Loader(data.train.batch, 0, sys.maxsize) as loader:
         step, state = compile_step(job), initial_state(job.create_state, job.state)
         batches = device_prefetch(loader, lambda batch: on_devices(batch, job.batch))
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from t5x_like.data.build import Data, DataConfig, build_data
+from t5x_like.data.build import Data, build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.objectives.causal import CausalLM, PrefixLM
 from t5x_like.data.objectives.corruption import UL2, SpanCorruption
 from t5x_like.data.objectives.denoising import Denoising

@@ -10,7 +10,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 command=${1:-help}
 [ $# -gt 0 ] && shift
-name='' zone='' project='' accelerator='' runtime='' num_slices=1 capacity=on-demand max_retries=20 poll_seconds=60 dry_run=
+name='' zone='' project='' accelerator='' runtime='' num_slices=1 capacity=on-demand max_retries=20 poll_seconds=60 max_unreachable=10 dry_run=
 while [ $# -gt 0 ]; do
     case $1 in
         --name=*) name=${1#*=} ;;
@@ -83,13 +83,24 @@ create() {
         --accelerator-type="$accelerator" --runtime-version="$version" "${options[@]}"
 }
 
+# MISSING only if Google Cloud says so; UNKNOWN if it could not be asked, which says nothing about the slice.
 state() {
+    local said problem
     if [ -n "$dry_run" ]; then
         run gcloud compute tpus queued-resources describe "$name" "${location[@]}" --format='value(state.state)' >&2
         echo ACTIVE
-    else
-        gcloud compute tpus queued-resources describe "$name" "${location[@]}" --format='value(state.state)' 2>/dev/null || echo MISSING
+        return
     fi
+    problem=$(mktemp)
+    if said=$(gcloud compute tpus queued-resources describe "$name" "${location[@]}" --format='value(state.state)' 2>"$problem"); then
+        echo "$said"
+    elif grep -qi 'not[_ ]found' "$problem"; then
+        echo MISSING
+    else
+        echo "cannot ask for the state of $name: $(tail -n 1 "$problem")" >&2
+        echo UNKNOWN
+    fi
+    rm -f "$problem"
 }
 
 wait_until_active() {
@@ -127,23 +138,45 @@ start() {
 first_node() { nodes | sed -n 1p; }
 finished() { on_workers "$(first_node)" 0 'cat ~/train.exit 2>/dev/null || echo running'; }
 
+# Waits for the end of the run that was started. Returns 0 when it is complete, 2 when it was refused, 1 when it is lost.
+follow() {
+    local code now unreachable=0
+    while :; do
+        now=$(state)
+        case $now in ACTIVE | UNKNOWN) ;; *) return 1 ;; esac
+        # The first that fails when a slice is taken away is the connection to it.
+        code=$(finished) || code=unreachable
+        if [ -n "$dry_run" ]; then echo "$code"; return 0; fi
+        case $code in
+            0) echo "the run is complete; delete $name when you have what you need"; return 0 ;;
+            2) echo "the run refused its configuration; see: logs" >&2; return 2 ;;
+            running) unreachable=0 ;;
+            unreachable)
+                unreachable=$((unreachable + 1))
+                echo "$name cannot be reached ($unreachable of $max_unreachable times in a row)" >&2
+                [ "$unreachable" -lt "$max_unreachable" ] || return 1
+                ;;
+            *) echo "the run ended with exit code $code" >&2; return 1 ;;
+        esac
+        sleep "$poll_seconds"
+    done
+}
+
 # Creates, installs and starts; when the slice is lost or the run fails, does it again, at most max_retries times.
+# What gcloud fails at is told and tried again: `set -e` must not end the one command that outlives failures.
 babysit() {
-    local attempt now code
+    local attempt ended
     for ((attempt = 0; attempt <= max_retries; attempt++)); do
-        if [ "$(state)" = MISSING ] || [ -n "$dry_run" ]; then create; fi
+        if [ "$(state)" = MISSING ] || [ -n "$dry_run" ]; then create || echo "$name could not be created" >&2; fi
+        ended=1
         if wait_until_active && install && start; then
-            while now=$(state) && [ "$now" = ACTIVE ]; do
-                code=$(finished)
-                if [ -n "$dry_run" ]; then echo "$code"; return 0; fi
-                if [ "$code" = 0 ]; then echo "the run is complete; delete $name when you have what you need"; return 0; fi
-                if [ "$code" = 2 ]; then echo "the run refused its configuration; see: logs" >&2; return 2; fi
-                [ "$code" = running ] || break
-                sleep "$poll_seconds"
-            done
+            follow && return 0
+            ended=$?
         fi
-        echo "attempt $((attempt + 1)) of $((max_retries + 1)) ended (state $(state)); starting again" >&2
-        case $(state) in ACTIVE) ;; *) delete || true ;; esac
+        [ "$ended" -ne 2 ] || return 2
+        echo "attempt $((attempt + 1)) of $((max_retries + 1)) ended; starting again in $poll_seconds s" >&2
+        case $(state) in ACTIVE | UNKNOWN | MISSING) ;; *) delete || echo "$name could not be deleted" >&2 ;; esac
+        sleep "$poll_seconds"
     done
     fail "gave up after $max_retries retries"
 }

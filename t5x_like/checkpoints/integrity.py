@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from t5x_like.files import is_remote
+from t5x_like.files import is_remote, write_atomic
 
 PIECE = 16 * 2**20
 """Bytes per CRC: a large file has many, taken in parallel."""
@@ -38,10 +38,7 @@ def write_checksums(directory: epath.Path, process: int = 0, count: int = 1) -> 
     if is_remote(directory):
         mark.write_text(text)  # Objects appear whole.
     else:
-        # On a disk a kill could leave half a file under the final name.
-        temporary = mark.with_name(f".{mark.name}")
-        temporary.write_text(text)
-        temporary.replace(mark)
+        write_atomic(mark, text)  # On a disk a kill could leave half a file under the final name.
 
 
 def remove_checksums(directory: epath.Path) -> None:
@@ -116,7 +113,7 @@ def _files(directory: epath.Path, prefix: str = "") -> Iterable[str]:
     for path in directory.iterdir():
         if path.is_dir():
             yield from _files(path, f"{prefix}{path.name}/")
-        elif prefix or not _MARK.fullmatch(path.name.removeprefix(".")):
+        elif prefix or not _MARK.fullmatch(path.name.removeprefix(".").removesuffix(".tmp")):
             yield prefix + path.name
 
 

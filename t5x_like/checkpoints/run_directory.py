@@ -2,21 +2,17 @@
 
 import atexit
 import contextlib
-import fcntl
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
-from absl import logging
 from etils import epath
 
 from t5x_like.checkpoints.mirror import Mirror
 from t5x_like.errors import UserError
-from t5x_like.files import is_remote
+from t5x_like.files import InUseError, is_remote, locked
 
 LOCK = "run.lock"
 
@@ -119,7 +115,11 @@ class RunDirectory:
             try:
                 self.pull()
                 self._create()
-                _lock(stack.enter_context(open(self.path / LOCK, "a+")))
+                stack.enter_context(locked(self.path / LOCK))
+            except InUseError as holder:
+                raise UserError(
+                    f"MODEL_DIR {self.path} is in use by {holder}: wait for it, stop it, or choose another MODEL_DIR."
+                ) from holder
             except OSError as error:
                 raise UserError(
                     f"MODEL_DIR {self.address} cannot be written ({error.strerror}): choose one where you may write."
@@ -137,22 +137,3 @@ class RunDirectory:
                 f"MODEL_DIR {self.address} is no run but holds {len(names)} other files or directories "
                 f"({', '.join(names[:3])}): choose a new one."
             )
-
-
-def _lock(file: TextIO) -> None:
-    """Takes the lock of an open file, and writes into it who has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read() or "another process"
-        directory = Path(file.name).parent
-        raise UserError(
-            f"MODEL_DIR {directory} is in use by {holder}: wait for it, stop it, or choose another MODEL_DIR."
-        ) from error
-    except OSError as error:
-        # Some network file systems have no locks: a run works there, but a second one at the same time goes unnoticed.
-        logging.warning("%s cannot be locked (%s): make sure that no other run uses its directory.", file.name, error)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()

@@ -71,6 +71,11 @@ def configured(values: flags.FlagValues, root: type[T]) -> tuple[Config, T] | No
     if not values.gin_file and values.explain is None:
         shipped = ", ".join(sorted(str(path.relative_to(SHIPPED)) for path in SHIPPED.glob("runs/*.gin")))
         raise UserError(f"no configuration: pass --gin_file=FILE; shipped are {shipped}")
+    return built(values, root)
+
+
+def built(values: flags.FlagValues, root: type[T]) -> tuple[Config, T] | None:
+    """As `configured`, for what needs no file."""
     config = parse_config(values.gin_file, values.gin_bindings, values.gin_search_paths)
     if values.explain is not None:
         print(explain(config, root, values.explain))

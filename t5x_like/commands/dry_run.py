@@ -1,10 +1,6 @@
 """What `train --dry_run` prints: everything that shapes alone can tell."""
 
 from t5x_like.data.build import build_data
-from t5x_like.data.json_tokenizers import TokenizerFileConfig
-from t5x_like.data.prepared import PreparedTokenizerConfig, RunTokenizerConfig
-from t5x_like.data.subwords import SentencePieceFileConfig
-from t5x_like.data.tokenizers import ByteTokenizer, ByteTokenizerConfig
 from t5x_like.planning.memory import bytes_per_device
 from t5x_like.sharding.layout import layout_table
 from t5x_like.sharding.mesh import build_mesh
@@ -41,20 +37,7 @@ def dry_run(experiment: Experiment) -> str:
     return "\n".join([*lines, f"  {'sum':<12}{sum(sizes.values()) / 2**20:>12,.1f} MiB"])
 
 
-EXISTING = (
-    ByteTokenizerConfig | SentencePieceFileConfig | TokenizerFileConfig | RunTokenizerConfig | PreparedTokenizerConfig
-)
-"""Tokenizers that are what they are, whatever the text."""
-
-
 def known_vocabulary(experiment: Experiment) -> int | None:
     """The size of the vocabulary without reading any text; None where it depends on that."""
     tokenizer = experiment.data.tokenizer
-    if experiment.model.vocab_size:
-        return experiment.model.vocab_size
-    if isinstance(tokenizer, EXISTING):
-        return tokenizer.build(()).vocab_size  # which needs no documents
-    if not hasattr(tokenizer, "vocab_size"):
-        return None
-    plain = ByteTokenizer()
-    return tokenizer.vocab_size + tokenizer.special_tokens.extend(plain).vocab_size - plain.vocab_size
+    return experiment.model.vocab_size or (tokenizer and tokenizer.known_size())

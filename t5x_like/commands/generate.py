@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from t5x_like.commands import cli
-from t5x_like.commands.trained import continue_texts, load_trained
-from t5x_like.commands.trained import define_flags as define_trained_flags
+from t5x_like.commands import cli, loading
+from t5x_like.inference.load import GenerateConfig
 from t5x_like.inference.sampling import Sampling
 
 
@@ -15,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    define_trained_flags(values)
+    loading.define_flags(values)
     flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given again. Default: none.", flag_values=values)
     flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("max_new_tokens", 200, "Longest continuation, in tokens.", lower_bound=1, flag_values=values)
@@ -28,12 +27,16 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def command(values: flags.FlagValues) -> None:
     """Continues prompts with a trained model and prints them with their continuations."""
-    temperature = 0.0 if values.greedy else values.temperature
-    sampling = Sampling(temperature=temperature, top_k=values.top_k, top_p=values.top_p)
-    model = load_trained(values)
-    if model is None:
+    drawing = {
+        "temperature": 0.0 if values.greedy else values.temperature,
+        "top_k": values.top_k,
+        "top_p": values.top_p,
+    }
+    Sampling(**drawing)  # Refuses what cannot be before anything is read.
+    loaded = loading.load_model(values, GenerateConfig, lambda experiment: GenerateConfig(mesh=experiment.mesh))
+    if loaded is None:
         return
     prompts = [prompt for prompt in values.prompt or [""] for _ in range(values.num_samples)]
-    texts = continue_texts(model, prompts, max_new_tokens=values.max_new_tokens, sampling=sampling, seed=values.seed)
+    texts = loaded.model.generate(prompts, max_new_tokens=values.max_new_tokens, seed=values.seed, **drawing)
     separator = f"\n{'-' * 40}\n"
     print(separator.join(prompt + text for prompt, text in zip(prompts, texts, strict=True)))

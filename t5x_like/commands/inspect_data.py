@@ -11,7 +11,6 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.data.build import Data, build_data
 from t5x_like.data.inspection import BatchView, browser, terminal
-from t5x_like.data.mixtures import MixedBatches
 from t5x_like.errors import UserError
 from t5x_like.training.experiment import Experiment
 
@@ -56,8 +55,4 @@ def command(values: flags.FlagValues) -> None:
 
 def describe(data: Data, step: int) -> str:
     """The data in words, and of a mixture how often each source has been seen."""
-    lines = [data.describe()]
-    if isinstance(data.train, MixedBatches):
-        epochs = zip(data.config.source.names, data.train.epochs(step), strict=True)
-        lines.append("epochs before this step: " + ", ".join(f"{name} {number:.2f}" for name, number in epochs))
-    return "\n".join(lines)
+    return "\n".join([data.describe(), *data.train.describe_step(step)])

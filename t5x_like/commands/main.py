@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from t5x_like import __version__
+
 COMMANDS = {
     "train": "train a model, or resume its training",
     "evaluate": "score a trained model on its validation split",
@@ -23,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     name, *rest = argv
+    if name == "--version":
+        print(f"t5x_like {__version__}")
+        return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}."
@@ -35,5 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    lines = ["usage: t5x_like COMMAND [--flag=value ...]", "", *lines, "", "t5x_like COMMAND --help: its flags"]
+    lines = [
+        "usage: t5x_like COMMAND [--flag=value ...] | --version",
+        "",
+        *lines,
+        "",
+        "t5x_like COMMAND --help: its flags",
+    ]
     return "\n".join(lines)

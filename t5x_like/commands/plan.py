@@ -17,7 +17,7 @@ from t5x_like.errors import UserError
 from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.compare import comparison, measured, topology_name
 from t5x_like.planning.compile import INSTALL, compile_plan, has_compiler
-from t5x_like.planning.page import page
+from t5x_like.planning.page import plan_page
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.remedies import remedies
 from t5x_like.planning.report import remedies_report, report
@@ -91,7 +91,7 @@ def command(values: flags.FlagValues) -> int | None:
     if values.json:
         write(values.json, json.dumps(as_dict(plan), indent=2))
     if values.html:
-        write(values.html, page(plan))
+        write(values.html, plan_page(plan))
     return None
 
 
@@ -143,7 +143,7 @@ def search_command(request: Request, values: flags.FlagValues) -> None:
         listed = [{"settings": settings, "error": error, "plan": plan} for settings, error, plan in rows]
         write(values.json, json.dumps(listed, indent=2))
     if values.html and results[0].plan is not None:
-        write(values.html, page(results[0].plan, results))
+        write(values.html, plan_page(results[0].plan, results))
 
 
 def write(path: str, text: str) -> None:

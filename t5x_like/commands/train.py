@@ -14,12 +14,11 @@ from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands import cli
 from t5x_like.commands.dry_run import dry_run
 from t5x_like.commands.supervise import supervise
-from t5x_like.commands.trained import Trained, continue_texts, writes_text, written
 from t5x_like.config import save_run_config
 from t5x_like.configurable import difference, to_dict
 from t5x_like.data.build import Data, build_data
+from t5x_like.inference.model import LoadedModel
 from t5x_like.inference.sampling import Sampling
-from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.runtime.processes import check_agreement, first_ahead, is_first
 from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
@@ -109,8 +108,8 @@ def command(values: flags.FlagValues, arguments: Sequence[str]) -> int | None:
             save_run_config(directory.path, config, experiment)
             print(data.describe(), job.describe(), sep="\n")
         # Drawing samples is the work of a single process.
-        writes = experiment.run.logging.sample_tokens and writes_text(experiment.model) and jax.process_count() == 1
-        draw = functools.partial(sample, experiment, job, data, directory) if writes else None
+        writes = experiment.run.logging.sample_tokens and experiment.model.writes_text and jax.process_count() == 1
+        draw = functools.partial(sample, experiment, job, data) if writes else None
         options = {"allow_changes": values.allow_changes, "debug_nans": values.debug_nans}
         outcome = train(experiment, job, data, directory, sample=draw, **options)
         if is_first():
@@ -123,21 +122,19 @@ def command(values: flags.FlagValues, arguments: Sequence[str]) -> int | None:
     return None
 
 
-def sample(experiment: Experiment, job: Job, data: Data, directory: RunDirectory, state: TrainState) -> str:
+def sample(experiment: Experiment, job: Job, data: Data, state: TrainState) -> str:
     """What the model writes."""
-    logs, step = experiment.run.logging, int(state.step)
-    model = Trained(experiment, directory, job.mesh, job.spec.graphdef, state.averaged, data.tokenizer, step)
-    options = {
-        "max_new_tokens": logs.sample_tokens,
-        "sampling": Sampling(temperature=0.8),
-        "seed": experiment.run.seed,
-    }
-    if isinstance(experiment.model, EncoderDecoderConfig) and not logs.sample_prompt:
+    logs, params = experiment.run.logging, state.averaged
+    length, graphdef = experiment.data.sequence_length, job.spec.graphdef
+    model = LoadedModel(job.model, graphdef, params, data.tokenizer, job.placement, length, int(state.step))
+    options = {"max_new_tokens": logs.sample_tokens, "seed": experiment.run.seed}
+    if job.model.reads_inputs and not logs.sample_prompt:
         row = data.validation.batch(0, slice(0, 1))
         is_input = row.get("encoder_segment_ids", np.ones_like(row["encoder_input_tokens"]))[0] == 1
         tokens = row["encoder_input_tokens"][0][is_input]
-        return f"{model.tokenizer.decode(tokens)}\n\n-> {written(model, [tokens.tolist()], **options)[0]}"
-    return logs.sample_prompt + continue_texts(model, [logs.sample_prompt], **options)[0]
+        written = model.generate_from_tokens([tokens.tolist()], sampling=Sampling(temperature=0.8), **options)
+        return f"{model.tokenizer.decode(tokens)}\n\n-> {written[0]}"
+    return logs.sample_prompt + model.generate([logs.sample_prompt], temperature=0.8, **options)[0]
 
 
 def forbidden_changes(directory: RunDirectory, experiment: Experiment, allow_changes: Sequence[str] = ()) -> list[str]:

@@ -8,6 +8,7 @@ Taken away is everything that runs code: a config file imports nothing.
 import dataclasses
 import tokenize
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from gin import config_parser
 import t5x_like
 from t5x_like.config.bindings import Binding, Bindings, ConfigError, Macro, Operation, Reference, did_you_mean
 
-SHIPPED = Path(t5x_like.__file__).parent.parent / "gin_configs"
-"""The directory of the shipped gin files, beside the package."""
+
+def _shipped() -> Path:
+    package = Path(str(resources.files(t5x_like)))
+    inside = package / "gin_configs"
+    return inside if inside.is_dir() else package.parent / "gin_configs"
+
+
+SHIPPED = _shipped()
+"""The directory of the shipped gin files: in an installed package within it, in the repository beside it."""
 
 COMMAND_LINE = "command line"
 

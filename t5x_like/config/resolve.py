@@ -272,7 +272,8 @@ class _Builder:
             return node.cls(**values)
         except ValueError as error:
             self.cause = error
-            lines = [str(error), f"    while building {node.path}, a {node.cls.__name__}"]
+            name = node.cls.__name__
+            lines = [str(error), f"    while building {node.path}, {'an' if name[0] in 'AEIO' else 'a'} {name}"]
             for name, (value, binding, _) in node.settings.items():
                 if binding is not None:
                     lines.append(f"    with {name} = {unparse(value)} ({binding.origin})")

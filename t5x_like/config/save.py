@@ -1,10 +1,11 @@
 """Records a run: `operative_config.gin`, which rebuilds it, and `config.json`, which describes it."""
 
 import datetime
+import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import t5x_like
 from t5x_like.config.bindings import Bindings, Reference, macros_in, unparse
 from t5x_like.config.check import default_of, fields_of
-from t5x_like.config.resolve import Config, Node, has_objects
+from t5x_like.config.resolve import Config, has_objects
 from t5x_like.configurable import to_dict
 from t5x_like.errors import UserError
 from t5x_like.files import write_atomic
@@ -26,40 +27,76 @@ def operative_config_text(config: Config, root: type) -> str:
     Macros with plain values stay macros, so that `--gin.STEPS=...` works on the saved file too.
     """
     nodes = config.resolve(root)
-    names = _unique_names(nodes)
+    names = _unique_names((id(node.instance), node.cls, node.scope, node.path) for node in nodes)
+    objects = {names[id(node.instance)]: {f: s.expression for f, s in node.settings.items()} for node in nodes}
     macros: set[str] = set()
-    blocks = []
-    for node in nodes:
-        lines = []
-        for field, setting in node.settings.items():
-            expression = _with_references(setting.expression, names)
-            _add_macros(expression, config.bindings, macros)
-            lines.append(f"{names[id(node.instance)]}.{field} = {unparse(expression)}")
-        blocks.append("\n".join(lines))
+    for settings in objects.values():
+        _add_macros(tuple(settings.values()), config.bindings, macros)
     head = "# Everything this run uses, defaults included; give this file as --gin_file to build the same run."
     kept = (binding for binding in config.bindings.in_force() if binding.name in macros)
-    settings = "\n".join(f"{binding.name} = {unparse(binding.value)}" for binding in kept)
-    return "\n\n".join(filter(None, [head, settings, *blocks])) + "\n"
+    macro_lines = "\n".join(f"{binding.name} = {unparse(binding.value)}" for binding in kept)
+    return _text([head, macro_lines], objects, lambda instance: names[id(instance)])
 
 
-def _unique_names(nodes: list[Node]) -> dict[int, str]:
-    """Names each object `Class` or `scope/Class`; where its own scope is taken, its path becomes the scope."""
-    names: dict[int, str] = {}
-    for node in nodes:
-        name = f"{node.scope}/{node.cls.__name__}" if node.scope else node.cls.__name__
-        if name in names.values():
-            name = f"{node.path.replace('.', '_')}/{node.cls.__name__}"
-        names[id(node.instance)] = name
+def config_text(macro: str, value: Any) -> str:
+    """Returns a gin file that binds `macro` to a configurable object: what differs from the defaults.
+
+    Of unequal objects of one class, all but the first have a scope named by their path, and all fields are written.
+    """
+    paths = {item: path for path, item in reversed(list(_objects(value, "")))}
+    order = dict.fromkeys(item for _, item in _objects(value, ""))
+    names = _unique_names((item, type(item), "", paths[item]) for item in order)
+    scoped = {item for item, name in names.items() if "/" in name}
+
+    def is_written(item: Any, field: str) -> bool:
+        setting = getattr(item, field)
+        parts = setting if isinstance(setting, tuple) else (setting,)
+        return item in scoped or setting != default_of(fields_of(type(item))[field]) or any(p in scoped for p in parts)
+
+    objects = {
+        name: {field: getattr(item, field) for field in fields_of(type(item)) if is_written(item, field)}
+        for item, name in names.items()
+    }
+    return _text([f"{macro} = @{names[value]}()"], objects, names.__getitem__)
+
+
+def _text(head: list[str], objects: dict[str, dict[str, Any]], name_of: Callable[[Any], str]) -> str:
+    """The lines of `head`, then the bindings of each object, which are its fields' expressions by its name."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(shown, value))
+        if has_objects(value):
+            scope, _, cls = name_of(value).rpartition("/")
+            return Reference(scope, cls)
+        return value
+
+    blocks = (
+        "\n".join(f"{name}.{field} = {unparse(shown(value))}" for field, value in settings.items())
+        for name, settings in objects.items()
+    )
+    return "\n\n".join(filter(None, [*head, *blocks])) + "\n"
+
+
+def _unique_names(objects: Iterable[tuple[Any, type, str, str]]) -> dict[Any, str]:
+    """Names each (key, class, scope, path) `Class` or `scope/Class`; where that is taken, its path is the scope."""
+    names: dict[Any, str] = {}
+    for key, cls, scope, path in objects:
+        scopes = itertools.chain([scope], (f"{path.replace('.', '_')}{number or ''}" for number in itertools.count()))
+        candidates = (f"{scope}/{cls.__name__}" if scope else cls.__name__ for scope in scopes)
+        names[key] = next(name for name in candidates if name not in names.values())
     return names
 
 
-def _with_references(value: Any, names: dict[int, str]) -> Any:
+def _objects(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """An object and all in its fields, each with the path of the field."""
     if isinstance(value, tuple):
-        return tuple(_with_references(item, names) for item in value)
-    if has_objects(value):
-        scope, _, cls = names[id(value)].rpartition("/")
-        return Reference(scope, cls)
-    return value
+        for item in value:
+            yield from _objects(item, path)
+    elif has_objects(value):
+        yield path, value
+        for field in fields_of(type(value)):
+            yield from _objects(getattr(value, field), f"{path}.{field}" if path else field)
 
 
 def _add_macros(expression: Any, bindings: Bindings, macros: set[str]) -> None:
@@ -67,43 +104,6 @@ def _add_macros(expression: Any, bindings: Bindings, macros: set[str]) -> None:
     for name in macros_in(expression):
         macros.add(name)
         _add_macros(bindings.history[name][-1].value, bindings, macros)
-
-
-def config_text(macro: str, value: Any) -> str:
-    """Returns a gin file that binds `macro` to a configurable object: what differs from the defaults.
-
-    Of unequal objects of one class, each has a scope named by its path, and all of its fields are written.
-    """
-    objects = list(_objects(value, ""))
-    paths = {item: path.replace(".", "_") for path, item in reversed(objects)}
-    classes = [type(item) for item in paths]
-    scoped = {cls for cls in classes if classes.count(cls) > 1}
-
-    def name(item: Any) -> str:
-        return f"{paths[item]}/{type(item).__name__}" if type(item) in scoped else type(item).__name__
-
-    def shown(setting: Any) -> str:
-        return f"@{name(setting)}()" if has_objects(setting) else unparse(setting)
-
-    blocks = []
-    for item in dict.fromkeys(item for _, item in objects):
-        settings = {field: getattr(item, field) for field in fields_of(type(item))}
-        blocks.append(
-            "\n".join(
-                f"{name(item)}.{field} = {shown(setting)}"
-                for field, setting in settings.items()
-                if {type(item), type(setting)} & scoped or setting != default_of(fields_of(type(item))[field])
-            )
-        )
-    return "\n\n".join([f"{macro} = @{name(value)}()", *filter(None, blocks)]) + "\n"
-
-
-def _objects(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """An object and all in its fields, each with the path of the field."""
-    yield path, value
-    for field in fields_of(type(value)):
-        if has_objects(part := getattr(value, field)):
-            yield from _objects(part, f"{path}.{field}" if path else field)
 
 
 def save_run_config(directory: str | Path, config: Config, experiment: Any) -> None:

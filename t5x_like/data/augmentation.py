@@ -212,6 +212,3 @@ class SubwordSampling(Augmentation):
             if not text and token >= 0:
                 out.append(token)
         return out
-
-
-AnyAugmentation = TokenNoise | SubwordSampling | Augmentation

@@ -4,6 +4,8 @@ A batch's rows of text come from a layout; the objective makes of them what a mo
 keyed by the number of the row since the run began: in another epoch the same text meets other noise.
 """
 
+import abc
+
 import numpy as np
 from jaxtyping import Int, Int64
 
@@ -18,28 +20,50 @@ ALL = slice(None)
 TRAIN_NOISE, VALIDATION_NOISE = 1, 2
 
 
-class ShuffledBatches:
+class TrainBatches(abc.ABC):
+    """Batches of training, without end.
+
+    Attributes:
+      layout: The rows that they come from.
+    """
+
+    layout: Layout
+
+    @abc.abstractmethod
+    def batch(self, step: int, rows: RowNumbers = ALL) -> Rows:
+        """The global batch of a step (from 0), or those of its rows."""
+
+    def describe(self) -> list[str]:
+        """Lines for a log, on where the rows come from."""
+        return []
+
+    def describe_step(self, step: int) -> list[str]:
+        """Lines for a log, on what has been seen before a step."""
+        return []
+
+
+class ShuffledBatches(TrainBatches):
     """Batches of training: every row once per epoch, each epoch in another order; batches may straddle epochs."""
 
     def __init__(self, layout: Layout, transform: Transform, batch_size: int, seed: int):
         self.layout, self.transform, self.batch_size, self.seed = layout, transform, batch_size, seed
 
     def batch(self, step: int, rows: RowNumbers = ALL) -> Rows:
-        """The global batch of a step (from 0), or those of its rows."""
         number = row_numbers(step, self.batch_size, rows)
-        epoch, index = np.divmod(number, self.layout.num_rows)
-        index = permute(index, keys(self.seed, epoch), self.layout.num_rows)
+        together = self.layout.rows_together
+        (group, place), num_groups = np.divmod(number, together), self.layout.num_rows // together
+        epoch, index = np.divmod(group, num_groups)
+        index = permute(index, keys(self.seed, epoch), num_groups) * together + place
         return self.transform(self.layout, index, keys(self.seed, number, TRAIN_NOISE))
 
 
-class RandomWindows:
+class RandomWindows(TrainBatches):
     """Batches of windows that start anywhere, drawn uniformly with replacement (as nanoGPT): there are no epochs."""
 
     def __init__(self, layout: AllWindows, transform: Transform, batch_size: int, seed: int):
         self.layout, self.transform, self.batch_size, self.seed = layout, transform, batch_size, seed
 
     def batch(self, step: int, rows: RowNumbers = ALL) -> Rows:
-        """The global batch of a step (from 0), or those of its rows."""
         row = np.arange(self.batch_size, dtype=np.uint64)[rows]
         index = below(random_bits(keys(self.seed, np.array([step])), row), self.layout.num_rows)
         noise = keys(self.seed, row_numbers(step, self.batch_size, rows), TRAIN_NOISE)

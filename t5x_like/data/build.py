@@ -1,139 +1,21 @@
-"""The data of a run: its configuration, and what is built from it."""
+"""The data of a run, built from its configuration."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from t5x_like.configurable import configurable
-from t5x_like.data.augmentation import AnyAugmentation, augmented
-from t5x_like.data.batches import OrderedBatches, RandomWindows, ShuffledBatches
-from t5x_like.data.corpus import Corpus, Split, Tokens, keep_tokenizer, prepare_corpus
-from t5x_like.data.layouts import AllWindows, DocumentRows, Layout, PackedRows, Windows
-from t5x_like.data.mixtures import MixedBatches, Mixture, OrderedMixture
-from t5x_like.data.objectives.answer_spans import SpanExtraction
-from t5x_like.data.objectives.causal import CausalLM, PrefixLM
-from t5x_like.data.objectives.corruption import UL2, SpanCorruption
-from t5x_like.data.objectives.denoising import Denoising
-from t5x_like.data.objectives.examples import AnswerLM, Classification, ExampleObjective, Regression, TextToText
-from t5x_like.data.objectives.masked import MaskedLM
-from t5x_like.data.objectives.objective import Features
-from t5x_like.data.objectives.permutation import PermutationLM
-from t5x_like.data.prepared import AnyTokenizerConfig, PreparedSource
-from t5x_like.data.python_library import PythonLibrarySource
-from t5x_like.data.sources import TextSource
-from t5x_like.data.subwords import SentencePieceConfig
-from t5x_like.data.tasks.any_task import AnyTask
-from t5x_like.data.tasks.examples import ExampleCorpus, ExampleSet, prepare_examples
-from t5x_like.data.tasks.task import Task
+from t5x_like.data.augmentation import augmented
+from t5x_like.data.batches import OrderedBatches, RandomWindows, TrainBatches
+from t5x_like.data.config import DataConfig
+from t5x_like.data.corpus import Corpus, keep_tokenizer
+from t5x_like.data.layouts import AllWindows, Layout
+from t5x_like.data.splits import Split
+from t5x_like.data.tasks.examples import ExampleCorpus
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
-
-
-@configurable
-class DataConfig:
-    """Text, how it is tokenised and split, and how it becomes batches.
-
-    Attributes:
-      sequence_length: Tokens of a row that the model reads: of the encoder, where there is one.
-      batch_size: Rows per batch over all devices.
-      source: The text.
-      tokenizer: Tokens; one that is trained is trained on the source, once, and kept. None for a source that has its
-        own (PreparedSource, Mixture), and only then.
-      objective: What is predicted from what.
-      augmentations: Noise on what the model reads in training, one after the other.
-      layout: `concatenate`: the token stream is cut into rows, all of which are seen once per epoch; `pack`: rows of
-        whole documents that do not see each other (segment ids), padded, seen once per epoch; `documents`: one document
-        per row, padded, seen once per epoch; `random_windows`: rows start anywhere in the stream, without epochs (as
-        nanoGPT). Documents longer than a row are cut. Validation is always complete and in order.
-      split: What is validation: `document`: documents chosen by a hash of their content; `position`: the end of
-        the text.
-      validation_fraction: Share of the documents, or of the characters, that validates and never trains.
-      seed: Of the order of the rows, and of the objective's noise in training.
-    """
-
-    sequence_length: int
-    batch_size: int
-    source: PythonLibrarySource | TextSource | PreparedSource | Mixture | AnyTask = PythonLibrarySource()
-    tokenizer: AnyTokenizerConfig | None = SentencePieceConfig()
-    objective: (
-        CausalLM
-        | PrefixLM
-        | MaskedLM
-        | SpanCorruption
-        | UL2
-        | PermutationLM
-        | Denoising
-        | TextToText
-        | AnswerLM
-        | Classification
-        | Regression
-        | SpanExtraction
-    ) = CausalLM()
-    augmentations: tuple[AnyAugmentation, ...] = ()
-    layout: Literal["concatenate", "pack", "documents", "random_windows"] = "concatenate"
-    split: Literal["document", "position"] = "document"
-    validation_fraction: float = 0.05
-    seed: int = 0
-
-    def __post_init__(self):
-        for field, least in (("sequence_length", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, field) < least:
-                raise UserError(f"DataConfig.{field}={getattr(self, field)}: must be at least {least}.")
-        if not 0 < self.validation_fraction < 1:
-            raise UserError(f"DataConfig.validation_fraction={self.validation_fraction}: must be between 0 and 1.")
-        source = type(self.source).__name__
-        is_prepared = isinstance(self.source, PreparedSource | Mixture) and not self.tasks
-        if is_prepared and self.tokenizer is not None:
-            raise UserError(f"DataConfig.source=@{source}() has its own tokenizer: set DataConfig.tokenizer = None.")
-        if not is_prepared and self.tokenizer is None:
-            raise UserError(f"DataConfig.tokenizer=None: choose one for the text of @{source}().")
-        self._check_tasks()
-
-        if isinstance(self.source, Mixture) and self.layout == "random_windows":
-            raise UserError("DataConfig.layout='random_windows' has no epochs to mix: choose another with @Mixture().")
-        self.objective.text_length(self.sequence_length)
-        if self.objective.needs_documents and self.layout != "documents":
-            raise UserError(
-                f"DataConfig.layout={self.layout!r} mixes documents in a row, which {self.objective} cannot use: "
-                "set it to 'documents'."
-            )
-
-    def _check_tasks(self):
-        """Tasks need an objective that takes their examples, and a layout that keeps these apart."""
-        objective, takes = type(self.objective).__name__, isinstance(self.objective, ExampleObjective)
-        if takes != bool(self.tasks):
-            what = "takes the examples of a task" if takes else "takes text, not the examples of a task"
-            raise UserError(
-                f"DataConfig.objective = @{objective}() {what}, but DataConfig.source is "
-                f"@{type(self.source).__name__}(): change the one or the other (see docs/tasks.md)."
-            )
-        if not takes:
-            return
-        for task in self.tasks:
-            wants = {*self.objective.field_names, *self.objective.number_names}
-            if missing := wants - {*task.field_names, *task.number_names}:
-                raise UserError(
-                    f"DataConfig.objective = @{objective}() needs {', '.join(sorted(missing))}, which "
-                    f"@{type(task).__name__}() has not got: see docs/tasks.md for what belongs together."
-                )
-        if self.layout != "documents" and not (self.layout == "pack" and self.objective.packable):
-            other = " or 'pack'" if self.objective.packable else ""
-            raise UserError(f"DataConfig.layout={self.layout!r}: @{objective}() has examples, use 'documents'{other}.")
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """The tasks that the source is, or mixes; none if it is text."""
-        sources = self.source.sources if isinstance(self.source, Mixture) else (self.source,)
-        return tuple(source for source in sources if isinstance(source, Task))
-
-    @property
-    def features(self) -> Features:
-        """Shape of one row and dtype of a batch's arrays, by name; the arrays are [batch_size, *shape]."""
-        return self.objective.features(self.sequence_length, packed=self.layout == "pack")
+from t5x_like.files import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +31,8 @@ class Data:
 
     config: DataConfig
     corpora: tuple[Corpus, ...] | tuple[ExampleCorpus, ...]
-    train: ShuffledBatches | RandomWindows | MixedBatches
-    validation: OrderedBatches | OrderedMixture
+    train: TrainBatches
+    validation: OrderedBatches
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -169,11 +51,8 @@ class Data:
         facts = (*(corpus.fingerprint for corpus in self.corpora), config.objective, config.layout)
         facts += (config.sequence_length, config.batch_size, config.seed)
         facts += (config.augmentations,) if config.augmentations else ()
-        if isinstance(config.source, Mixture):
-            # Directories may be renamed; what is in them is in the corpora's own fingerprints.
-            mixture = config.source
-            facts += (mixture.rates, mixture.temperature, mixture.max_tokens, mixture.later)
-        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+        facts += config.source.facts
+        return fingerprint(repr(facts))
 
     def describe(self) -> str:
         """Some lines for a log: the text by split, the sources of a mixture, and what a step takes of it all."""
@@ -188,10 +67,8 @@ class Data:
             f"{validation[0]:,} ({validation[1]:,} bytes, {validation[2]:,} tokens) for validation; "
             f"vocabulary of {self.tokenizer.vocab_size:,}, {self.bytes_per_token:.2f} bytes per token",
         ]
-        if isinstance(self.train, MixedBatches):
-            rates = zip(self.config.source.names, self.train.schedule.rates, strict=True)
-            lines.append("mixture: " + ", ".join(f"{name} {rate:.2%}" for name, rate in rates))
-        if num_cut := getattr(self.train.layout, "num_cut", 0):
+        lines += self.train.describe()
+        if num_cut := self.train.layout.num_cut:
             lines.append(
                 f"{num_cut / documents:.1%} of the examples are longer than a row and lose some of their tokens"
             )
@@ -220,71 +97,26 @@ def build_data(config: DataConfig, directory: Path | None) -> Data:
       UserError: if the text, the tokenizer or the directory cannot be used, if a split is too short, or if the
         tokenizer lacks tokens that the objective needs.
     """
-    corpora = _corpora(config, directory)
-    train = [lay_out(config, corpus.train) for corpus in corpora]
-    # Of tasks every answer to a row is that to one example.
-    alone = dataclasses.replace(config, layout="documents") if config.tasks else config
-    validation = [lay_out(alone, corpus.validation) for corpus in corpora]
-    _check_sizes(config, corpora, train, validation)
-    transform = config.objective.build(corpora[0].tokenizer, config.sequence_length, packed=config.layout == "pack")
-    size, seed = config.batch_size, config.seed
-    ordered = OrderedBatches(validation[0], transform, size)
-    noise = [augmentation.build(corpora[0].tokenizer, config.features) for augmentation in config.augmentations]
-    clean, transform = transform, augmented(transform, noise) if noise else transform
-    if isinstance(config.source, Mixture):
-        stages = config.source.stages([layout.num_tokens for layout in train])
-        batches = MixedBatches(train, transform, size, seed, stages)
-        ordered = OrderedMixture(validation, clean, size)
-    elif config.layout == "random_windows":
-        windows = AllWindows(corpora[0].train, config.objective.text_length(config.sequence_length))
-        batches = RandomWindows(windows, transform, size, seed)
-    else:
-        batches = ShuffledBatches(train[0], transform, size, seed)
-    return Data(config, corpora, batches, ordered)
-
-
-def _corpora(config: DataConfig, directory: Path | None) -> tuple[Corpus, ...]:
-    split = Split(config.split, config.validation_fraction)
-    if config.tasks:
-        return _tasks(config, split, directory)
-    if config.tokenizer is not None:
-        return (prepare_corpus(config.source, config.tokenizer, split, directory),)
-    sources = config.source.sources if isinstance(config.source, Mixture) else (config.source,)
-    corpora = tuple(source.corpus(split) for source in sources)
-    tokenizers = {c.tokenizer.fingerprint(): source.directory for c, source in zip(corpora, sources, strict=True)}
-    if len(tokenizers) > 1:
-        raise UserError(
-            f"Mixture.sources have different tokenizers: {' and '.join(tokenizers.values())}. Prepare them with the "
-            "same one (PrepareConfig.tokenizer = @PreparedTokenizerConfig()), and give them the same special_tokens."
-        )
-    if directory is not None:
+    objective, source, length = config.objective, config.source, config.sequence_length
+    corpora = source.corpora(Split(config.split, config.validation_fraction), config.tokenizer, directory)
+    tokenizer = corpora[0].tokenizer
+    if source.brings_tokenizer and directory is not None:
         # A trained model can be used where its corpus is not.
-        keep_tokenizer(directory, corpora[0].tokenizer)
-    return corpora
-
-
-def _tasks(config: DataConfig, split: Split, directory: Path | None) -> tuple[ExampleCorpus, ...]:
-    corpora = tuple(prepare_examples(task, config.tokenizer, split, directory) for task in config.tasks)
-    if len({corpus.tokenizer.fingerprint() for corpus in corpora}) > 1:
-        raise UserError(
-            f"Mixture.sources: @{type(config.tokenizer).__name__}() is trained on each task and becomes another: use "
-            "one that exists (a file, or that of a prepared corpus or of another run)."
-        )
-    return corpora
-
-
-def lay_out(config: DataConfig, tokens: Tokens | ExampleSet) -> Layout:
-    """Rows that hold every token once."""
-    objective, length = config.objective, config.sequence_length
-    if isinstance(objective, ExampleObjective):
-        return objective.lay_out(tokens, length, packed=config.layout == "pack")
-    text_length = objective.text_length(length)
-    match config.layout:
-        case "pack":
-            return PackedRows(tokens, text_length, lambda lengths: objective.costs(lengths, length), length)
-        case "documents":
-            return DocumentRows(tokens, text_length)
-    return Windows(tokens, text_length)
+        keep_tokenizer(directory, tokenizer)
+    train = [objective.lay_out(corpus.train, length, config.layout) for corpus in corpora]
+    # Of tasks every answer to a row is that to one example.
+    apart = "documents" if config.tasks else config.layout
+    validation = [objective.lay_out(corpus.validation, length, apart) for corpus in corpora]
+    _check_sizes(config, corpora, train, validation)
+    clean = objective.build(tokenizer, length, packed=config.layout == "pack")
+    noise = [augmentation.build(tokenizer, config.features) for augmentation in config.augmentations]
+    transform = augmented(clean, noise) if noise else clean
+    if config.layout == "random_windows":
+        windows = AllWindows(corpora[0].train, objective.text_length(length))
+        batches = RandomWindows(windows, transform, config.batch_size, config.seed)
+    else:
+        batches = source.training(train, transform, config.batch_size, config.seed)
+    return Data(config, corpora, batches, source.validation(validation, clean, config.batch_size))
 
 
 def _check_sizes(config: DataConfig, corpora: Sequence[Corpus], train: Sequence[Layout], validation: Sequence[Layout]):

@@ -1,7 +1,5 @@
 """A batch made visible: what a model reads and predicts, token by token, for a terminal or a browser."""
 
-import hashlib
-import html
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +8,8 @@ from rich.text import Text
 
 from t5x_like.data.objectives.objective import Rows
 from t5x_like.data.tokenizers import Tokenizer
+from t5x_like.files import fingerprint
+from t5x_like.page import Markup, element, facts, page
 
 STREAMS = ("encoder", "decoder")
 _TERMINAL = ("cyan", "yellow", "green", "magenta", "blue", "red")
@@ -80,7 +80,7 @@ class BatchView:
                 facts[f"{name} predicted"] = f"{np.count_nonzero(weights):,} of {sum(used):,} tokens"
         facts["features"] = ", ".join(f"{n} {v.dtype} {list(v.shape)}" for n, v in sorted(self._batch.items()))
         content = b"".join(name.encode() + values.tobytes() for name, values in sorted(self._batch.items()))
-        facts["hash"] = hashlib.blake2b(content, digest_size=8).hexdigest()
+        facts["hash"] = fingerprint(content, size=8)
         return facts
 
     def _length(self, name: str, row: int) -> int:
@@ -140,37 +140,22 @@ def terminal(view: BatchView, rows: range) -> Iterator[Text]:
             yield Text(", ".join(f"{name} {value:g}" for name, value in labels.items()))
 
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; color: #888; font-weight: 500; }
-td { padding: .15rem .8rem .15rem 0; vertical-align: top; } td:first-child { color: #888; white-space: nowrap; }
-p { font: 14px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
-p span { border-bottom: 2px solid; border-radius: 2px; } .out { opacity: .45; border-bottom-color: transparent; }
-b { background: #8883; border-radius: 3px; padding: 0 .2em; } .pad { color: #888; border: 0; }
-"""
-
-
 def browser(view: BatchView, rows: range, title: str) -> str:
-    """A page that needs nothing but itself; text is escaped. Tokens that are predicted are underlined."""
-    table = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in view.facts().items())
-    body = [f"<h1>{html.escape(title)}</h1><table>{table}</table>"]
+    """A page of these rows; tokens that are predicted are underlined."""
+    parts = [element("h1", title), facts(view.facts())]
     for row in rows:
         for stream in view.row(row):
-            tokens = "".join(map(_span, stream.tokens))
-            padding = f'<span class="pad"> + {stream.num_padding} of padding</span>'
-            body.append(f"<h2>row {row}, {stream.name}</h2><p>{tokens}{padding}</p>")
+            padding = element("i", f" + {stream.num_padding} of padding", kind="dim")
+            tokens = (part for token in stream.tokens for part in _spans(token))
+            parts += [element("h2", f"row {row}, {stream.name}"), element("p", *tokens, padding, kind="tokens")]
         if labels := view.labels(row):
-            body.append(html.escape(", ".join(f"{name} {value:g}" for name, value in labels.items())))
-    meta = f'<meta charset="utf-8"><title>{html.escape(title)}</title>'
-    return (
-        f"<!doctype html><html lang=en><head>{meta}<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
+            parts.append(element("p", ", ".join(f"{name} {value:g}" for name, value in labels.items())))
+    return page(title, parts)
 
 
-def _span(token: Token) -> str:
+def _spans(token: Token) -> Iterator[Markup]:
     colour = _BROWSER[(token.segment - 1) % len(_BROWSER)]
-    kind = "" if token.weight else ' class="out"'
-    prediction = f"<b>{html.escape(token.prediction)}</b>" if token.prediction else ""
     hint = f"piece {token.segment}, weight {token.weight:g}"
-    return f'<span{kind} style="color:{colour}" title="{hint}">{html.escape(token.text)}</span>{prediction}'
+    yield element("span", token.text, kind="in" if token.weight else "out", style=f"color:{colour}", title=hint)
+    if token.prediction:
+        yield element("b", token.prediction)

@@ -4,10 +4,9 @@ The library is in the extra `tasks`.
 """
 
 import collections
-import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +16,16 @@ from jaxtyping import Int32
 
 from t5x_like.configurable import configurable
 from t5x_like.data.extras import require
-from t5x_like.data.tokenizers import VOCABULARY_FILE, Documents, SpecialTokens, Tokenizer, TokenizerConfig, sample
+from t5x_like.data.tokenizers import (
+    Documents,
+    ExistingTokenizerConfig,
+    SizedTokenizerConfig,
+    SpecialTokens,
+    Tokenizer,
+    sample,
+)
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 JSON_FILE = "tokenizer.json"
 
@@ -31,7 +38,7 @@ _USUAL = {
 
 
 @configurable
-class TokenizerFileConfig(TokenizerConfig):
+class TokenizerFileConfig(ExistingTokenizerConfig):
     """A `tokenizer.json` that exists: of BERT, GPT-2, Llama 3, Qwen and others.
 
     Attributes:
@@ -49,10 +56,10 @@ class TokenizerFileConfig(TokenizerConfig):
     special_tokens: SpecialTokens = SpecialTokens()
 
     def cache_key(self) -> str:
-        content = hashlib.blake2b(self._read(), digest_size=16).hexdigest()
+        content = fingerprint(self._read())
         return repr((content, self.bos_token, self.eos_token, self.pad_token, self.special_tokens))
 
-    def build_plain(self, documents: Documents) -> "JsonTokenizer":
+    def build_plain(self, documents: Documents | None) -> "JsonTokenizer":
         """UserError if the file is no tokenizer, or has no token of a name that is given."""
         given = {"bos": self.bos_token, "eos": self.eos_token, "pad": self.pad_token}
         try:
@@ -72,7 +79,7 @@ class TokenizerFileConfig(TokenizerConfig):
 
 
 @configurable
-class WordPieceConfig(TokenizerConfig):
+class WordPieceConfig(SizedTokenizerConfig):
     """BERT's subwords (Devlin et al. 2019; Schuster and Nakajima 2012), trained: [PAD] 0, [UNK] 1, then the others.
 
     White space is lost, and so is case if `lowercase`.
@@ -132,7 +139,7 @@ def _check_size(config: str, wanted: int, largest: int) -> None:
 
 
 @configurable
-class ByteBPEConfig(TokenizerConfig):
+class ByteBPEConfig(SizedTokenizerConfig):
     """GPT-2's subwords (Radford et al. 2019, section 2.2), trained: merges of bytes, nothing is lost.
 
     Attributes:
@@ -162,7 +169,7 @@ class ByteBPEConfig(TokenizerConfig):
         return JsonTokenizer(tokenizer.to_str().encode())
 
 
-class JsonTokenizer(Tokenizer):
+class JsonTokenizer(Tokenizer, kind="json"):
     """A tokenizer from the content of its `tokenizer.json`; what it marks as special is never found in a text."""
 
     def __init__(self, content: bytes, names: dict[str, str | None] | None = None):
@@ -216,8 +223,11 @@ class JsonTokenizer(Tokenizer):
         return texts
 
     def files(self) -> dict[str, bytes]:
-        facts = {"type": "json", "names": self._names}
-        return {VOCABULARY_FILE: json.dumps(facts).encode(), JSON_FILE: self._content}
+        return {**self.described(names=self._names), JSON_FILE: self._content}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], directory: Path) -> "JsonTokenizer":
+        return cls((directory / JSON_FILE).read_bytes(), dict(facts["names"]))
 
 
 def _speller(content: dict[str, Any]):

@@ -4,19 +4,23 @@ A layout knows only text. What a model learns from it, and with which features, 
 (`data.objectives`), which also says how much text has room in a row.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt, UInt64
 
-from t5x_like.data.corpus import Tokens
 from t5x_like.data.pieces import Pieces, ragged_arange
 from t5x_like.data.randomness import below
+from t5x_like.data.tokens import Tokens
 
 _OPEN_ROWS = 512
+
+LayoutName = Literal["concatenate", "pack", "documents", "random_windows"]
+"""How rows are made of documents: see `DataConfig.layout`."""
 
 Costs = Callable[[Int64[np.ndarray, "pieces"]], Int64[np.ndarray, "pieces"]]
 
@@ -54,24 +58,29 @@ class Text:
         return np.repeat(self.starts - self.pieces.begins, self.pieces.lengths) + np.arange(len(self.pieces.of))
 
 
-class Layout(Protocol):
+class Layout(abc.ABC):
     """Rows of one split.
 
     Attributes:
       num_rows: Rows that hold every token once.
       num_tokens: Tokens in all of them; the first of the stream is none, it only stands before others.
       tokens_per_row: On average.
+      num_cut: Examples that are too long for a row and lose some of their tokens; text loses none.
+      rows_together: So many rows from a multiple of it on are neighbours in every batch.
     """
 
     num_rows: int
     num_tokens: int
     tokens_per_row: float
+    num_cut: int = 0
+    rows_together: int = 1
 
-    def read(self, index: Int64[np.ndarray, "rows"]) -> Text:
-        """The text of the rows of these numbers; numbers from `num_rows` on have none."""
+    @abc.abstractmethod
+    def read(self, index: Int64[np.ndarray, "rows"]) -> Any:
+        """The text, or the examples, of the rows of these numbers; numbers from `num_rows` on have none."""
 
 
-class Windows:
+class Windows(Layout):
     """Concatenate and split: row i has the tokens i * length + 1 ... (i + 1) * length of the stream.
 
     Documents follow each other within a row, and attention sees across them. The last row is shorter.
@@ -104,7 +113,7 @@ class AllWindows(Windows):
         return self._read_from(index + 1)
 
 
-class DocumentRows:
+class DocumentRows(Layout):
     """One document per row; one that is longer than a row is cut and has several, side by side in number."""
 
     def __init__(self, tokens: Tokens, length: int):
@@ -129,7 +138,7 @@ class DocumentRows:
         return np.where(other < first, other, other + end - first)
 
 
-class PackedRows:
+class PackedRows(Layout):
     """Whole documents side by side in a row, as pieces that do not see each other.
 
     Documents longer than a row are cut; nothing is lost.

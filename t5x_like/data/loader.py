@@ -1,11 +1,10 @@
-"""Batches ahead of time: threads make them on the host (Grain), and the next ones are put on devices early."""
+"""Batches ahead of time: threads make them on the host, and the next ones are put on devices early."""
 
 import collections
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
-
-import grain
 
 from t5x_like.data.objectives.objective import Rows
 
@@ -39,23 +38,37 @@ class Loader:
           num_threads: Threads that make batches.
           num_prefetched: Batches made ahead.
         """
-        steps = grain.MapDataset.range(start_step, start_step + num_steps)
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_prefetched)
-        self._iterator = iter(steps.map(lambda step: (step, batch(step))).to_iter_dataset(options))
+        self._batch = batch
+        self._steps = iter(range(start_step, start_step + num_steps))
+        self._threads = ThreadPoolExecutor(num_threads, "batches")
+        self._ahead: collections.deque[tuple[int, Future[Rows]]] = collections.deque()
         self.seconds_waited = 0.0
+        for _ in range(num_prefetched):
+            self._start_next()
+
+    def _start_next(self):
+        if (step := next(self._steps, None)) is not None:
+            self._ahead.append((step, self._threads.submit(self._batch, step)))
 
     def __iter__(self) -> Iterator[tuple[int, Rows]]:
         return self
 
     def __next__(self) -> tuple[int, Rows]:
-        start = time.perf_counter()
+        if not self._ahead:
+            raise StopIteration
+        start, (step, future) = time.perf_counter(), self._ahead[0]
         try:
-            return next(self._iterator)
+            batch = future.result()
         finally:
             self.seconds_waited += time.perf_counter() - start
+        self._ahead.popleft()
+        self._start_next()
+        return step, batch
 
     def close(self):
-        self._iterator.close()
+        """Ends the threads, each after the batch that it makes just now."""
+        self._ahead.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> "Loader":
         return self

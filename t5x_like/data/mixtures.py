@@ -8,18 +8,22 @@ whatever its number, and a change of the rates at a step changes nothing before 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from t5x_like.configurable import configurable
-from t5x_like.data.batches import ALL, TRAIN_NOISE, VALIDATION_NOISE, row_numbers
+from t5x_like.data.batches import ALL, TRAIN_NOISE, VALIDATION_NOISE, OrderedBatches, TrainBatches, row_numbers
+from t5x_like.data.corpus import Corpus
 from t5x_like.data.layouts import Layout
 from t5x_like.data.objectives.objective import Index, Keys, Rows, Transform
-from t5x_like.data.prepared import PreparedSource
 from t5x_like.data.randomness import keys, permute
-from t5x_like.data.tasks.any_task import AnyTask
+from t5x_like.data.sources import Source
+from t5x_like.data.splits import Split
+from t5x_like.data.tasks.examples import ExampleCorpus
 from t5x_like.data.tasks.task import Task
+from t5x_like.data.tokenizers import TokenizerConfig
 from t5x_like.errors import UserError
 
 BLOCK = 4096
@@ -41,7 +45,7 @@ class MixtureStage:
 
 
 @configurable
-class Mixture:
+class Mixture(Source):
     """Rows of several prepared corpora, which must have the same tokenizer, or of several tasks.
 
     Each is repeated as often as it takes.
@@ -58,16 +62,24 @@ class Mixture:
       later: Rates that replace these from a step on, in the order of their steps.
     """
 
-    sources: tuple[PreparedSource | AnyTask, ...]
+    sources: tuple[Source, ...]
     rates: tuple[float, ...] = ()
     temperature: float = 1.0
     max_tokens: int | None = None
     later: tuple[MixtureStage, ...] = ()
 
+    needs_epochs = True
+
     def __post_init__(self):
         if not self.sources:
             raise UserError("Mixture.sources is empty: name at least one.")
-        if len({isinstance(source, Task) for source in self.sources}) > 1:
+        for source in self.sources:
+            if isinstance(source, Mixture) or not (source.brings_tokenizer or source.tasks):
+                raise UserError(
+                    f"Mixture.sources: @{type(source).__name__}() is neither a prepared corpus nor a task: make a "
+                    "corpus of it with t5x_like prepare."
+                )
+        if len({source.brings_tokenizer for source in self.sources}) > 1:
             raise UserError("Mixture.sources: prepared corpora and tasks do not mix, they have different objectives.")
         for name, rates in (("Mixture.rates", self.rates), *(("MixtureStage.rates", s.rates) for s in self.later)):
             self._check(name, rates)
@@ -88,9 +100,42 @@ class Mixture:
             raise UserError(f"{name}={rates}: rates must not be negative, and one at least must be positive.")
 
     @property
-    def names(self) -> list[str]:
-        name = lambda source: source.records.name if isinstance(source, Task) else Path(source.directory).name
-        return [name(source) for source in self.sources]
+    def brings_tokenizer(self) -> bool:
+        return self.sources[0].brings_tokenizer
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(task for source in self.sources for task in source.tasks)
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        # Directories may be renamed; what is in them is in the corpora's own fingerprints.
+        return self.rates, self.temperature, self.max_tokens, self.later
+
+    def corpora(
+        self, split: Split, tokenizer: TokenizerConfig | None, directory: Path | None
+    ) -> tuple[Corpus | ExampleCorpus, ...]:
+        corpora = tuple(corpus for source in self.sources for corpus in source.corpora(split, tokenizer, directory))
+        places = {c.tokenizer.fingerprint(): source.place for c, source in zip(corpora, self.sources, strict=True)}
+        if len(places) > 1 and self.brings_tokenizer:
+            raise UserError(
+                f"Mixture.sources have different tokenizers: {' and '.join(places.values())}. Prepare them with the "
+                "same one (PrepareConfig.tokenizer = @PreparedTokenizerConfig()), and give them the same "
+                "special_tokens."
+            )
+        if len(places) > 1:
+            raise UserError(
+                f"Mixture.sources: @{type(tokenizer).__name__}() is trained on each task and becomes another: use one "
+                "that exists (a file, or that of a prepared corpus or of another run)."
+            )
+        return corpora
+
+    def training(self, layouts: Sequence[Layout], transform: Transform, batch_size: int, seed: int) -> "MixedBatches":
+        stages = self.stages([layout.num_tokens for layout in layouts])
+        return MixedBatches(layouts, transform, batch_size, seed, stages, [source.name for source in self.sources])
+
+    def validation(self, layouts: Sequence[Layout], transform: Transform, batch_size: int) -> "OrderedMixture":
+        return OrderedMixture(layouts, transform, batch_size)
 
     def stages(self, num_tokens: Sequence[int]) -> list[tuple[int, Sequence[float]]]:
         """(first step, rates) of all stages, for sources of so many tokens."""
@@ -175,9 +220,10 @@ class Together:
         self.num_tokens = sum(layout.num_tokens for layout in layouts)
         weights = [layout.num_rows for layout in layouts] if rates is None else rates
         self.tokens_per_row = float(np.average([layout.tokens_per_row for layout in layouts], weights=weights))
+        self.num_cut = sum(layout.num_cut for layout in layouts)
 
 
-class MixedBatches:
+class MixedBatches(TrainBatches):
     """Batches of training from several layouts: of each, every row once per epoch, each epoch in another order."""
 
     def __init__(
@@ -187,14 +233,15 @@ class MixedBatches:
         batch_size: int,
         seed: int,
         stages: Sequence[tuple[int, Sequence[float]]],
+        names: Sequence[str],
     ):
-        """Prepares the schedule; `stages` are (first step, rates)."""
+        """Prepares the schedule; `stages` are (first step, rates), `names` those of the sources."""
+        self._names = names
         self._layouts, self._transform, self.batch_size, self._seed = layouts, transform, batch_size, seed
         self.schedule = Schedule([(step * batch_size, rates) for step, rates in stages], seed)
         self.layout = Together(layouts, self.schedule.rates)
 
     def batch(self, step: int, rows: slice = ALL) -> Rows:
-        """The global batch of a step (from 0), or those of its rows."""
         numbers = row_numbers(step, self.batch_size, rows)
         source, place = self.schedule.locate(numbers)
         index = np.empty_like(place)
@@ -209,8 +256,16 @@ class MixedBatches:
         """How often each source has been seen before this step."""
         return self.schedule.used_before(step * self.batch_size) / [layout.num_rows for layout in self._layouts]
 
+    def describe(self) -> list[str]:
+        rates = zip(self._names, self.schedule.rates, strict=True)
+        return ["mixture: " + ", ".join(f"{name} {rate:.2%}" for name, rate in rates)]
 
-class OrderedMixture:
+    def describe_step(self, step: int) -> list[str]:
+        epochs = zip(self._names, self.epochs(step), strict=True)
+        return ["epochs before this step: " + ", ".join(f"{name} {number:.2f}" for name, number in epochs)]
+
+
+class OrderedMixture(OrderedBatches):
     """All rows of all sources once, source by source, for evaluation; the last batch is filled with empty rows.
 
     Attributes:

@@ -1,30 +1,29 @@
 """Corpora that `t5x_like prepare` made, as sources of training and of tokenizers."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
 from t5x_like.configurable import configurable
-from t5x_like.data.corpus import RECORD, Corpus, Split, read_tokenizer
-from t5x_like.data.json_tokenizers import ByteBPEConfig, TokenizerFileConfig, WordPieceConfig
+from t5x_like.data.corpus import RECORD, Corpus
 from t5x_like.data.shards import TOKENIZER, Shards, read_prepared
-from t5x_like.data.subwords import SentencePieceConfig, SentencePieceFileConfig
+from t5x_like.data.sources import Source
+from t5x_like.data.splits import Split
 from t5x_like.data.tokenizers import (
-    ByteTokenizerConfig,
-    CharacterTokenizerConfig,
     Documents,
+    ExistingTokenizerConfig,
     SpecialTokens,
     Tokenizer,
     TokenizerConfig,
-    WordTokenizerConfig,
+    read_tokenizer,
 )
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 
 @configurable
-class PreparedSource:
+class PreparedSource(Source):
     """A corpus in shards, with its own tokenizer: what `t5x_like prepare --to=DIRECTORY` made.
 
     Attributes:
@@ -36,6 +35,19 @@ class PreparedSource:
     directory: str
     max_bad_shards: int = 0
     special_tokens: SpecialTokens = SpecialTokens()
+
+    brings_tokenizer = True
+
+    @property
+    def name(self) -> str:
+        return Path(self.directory).name
+
+    @property
+    def place(self) -> str:
+        return self.directory
+
+    def corpora(self, split: Split, tokenizer: TokenizerConfig | None, directory: Path | None) -> tuple[Corpus, ...]:
+        return (self.corpus(split),)
 
     def corpus(self, split: Split) -> Corpus:
         """Both splits, whose tokens stay in their files.
@@ -59,12 +71,12 @@ class PreparedSource:
             tokenizer=self.special_tokens.extend(tokenizer),
             train=shards.tokens(~validates),
             validation=shards.tokens(validates),
-            fingerprint=hashlib.blake2b(facts.encode(), digest_size=16).hexdigest(),
+            fingerprint=fingerprint(facts),
         )
 
 
 @configurable
-class PreparedTokenizerConfig(TokenizerConfig):
+class PreparedTokenizerConfig(ExistingTokenizerConfig):
     """The tokenizer of a corpus that is prepared already, so that another can be mixed with it.
 
     Attributes:
@@ -92,7 +104,7 @@ def prepared_tokenizer(directory: Path) -> Tokenizer:
 
 
 @configurable
-class RunTokenizerConfig(TokenizerConfig):
+class RunTokenizerConfig(ExistingTokenizerConfig):
     """The tokenizer of another run, to go on from its parameters.
 
     Attributes:
@@ -118,18 +130,3 @@ class RunTokenizerConfig(TokenizerConfig):
                 "TokenizerFileConfig)."
             )
         return next(iter(found.values()))
-
-
-AnyTokenizerConfig = (
-    SentencePieceConfig
-    | SentencePieceFileConfig
-    | WordPieceConfig
-    | ByteBPEConfig
-    | TokenizerFileConfig
-    | ByteTokenizerConfig
-    | CharacterTokenizerConfig
-    | WordTokenizerConfig
-    | PreparedTokenizerConfig
-    | RunTokenizerConfig
-)
-"""All that are configured."""

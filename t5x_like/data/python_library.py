@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from t5x_like.configurable import configurable
+from t5x_like.data.sources import DocumentSource
 from t5x_like.errors import UserError
 
 Part = Literal["docs", "docstrings", "sources"]
@@ -22,7 +23,7 @@ _SKIPPED = {"__pycache__", "encodings", "idlelib", "lib2to3", "pydoc_data", "tes
 
 
 @configurable
-class PythonLibrarySource:
+class PythonLibrarySource(DocumentSource):
     """English prose and code that need no download: the standard library of the running Python.
 
     With Python 3.11: 0.5 MB of docs, 1.9 MB of docstrings, 8.2 MB of sources. Another version of Python gives other

@@ -16,9 +16,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Bool, Int64, Shaped, UInt
 
-from t5x_like.data.corpus import Tokens, content_hash, token_dtype
+from t5x_like.data.splits import content_hash
 from t5x_like.data.tokenizers import Tokenizer, cut
+from t5x_like.data.tokens import Tokens, token_dtype
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 PREPARED = "prepared.json"
 TOKENIZER = "tokenizer"
@@ -138,7 +140,7 @@ class Shards:
         # The global number of each shard's first record, and of the end.
         self._shard_bounds = np.append(self._first_record, num_records.sum())[bounds]
         facts = (record["tokenizer"], [shard.hash for shard in self._shards])
-        self.fingerprint = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+        self.fingerprint = fingerprint(repr(facts))
         self._reader = functools.lru_cache(maxsize=_OPEN_READERS)(self._open)
 
     def _path(self, shard: Shard, suffix: str) -> Path:

@@ -1,5 +1,6 @@
-"""Where text comes from: a source yields documents, always in the same order."""
+"""Where the tokens of a run come from; text, for one, from documents that come in the same order at every call."""
 
+import abc
 import contextlib
 import functools
 import glob
@@ -8,26 +9,92 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from absl import logging
 
 from t5x_like.configurable import configurable
+from t5x_like.data.batches import OrderedBatches, ShuffledBatches, TrainBatches
+from t5x_like.data.corpus import Corpus, prepare_corpus
+from t5x_like.data.layouts import Layout
+from t5x_like.data.objectives.objective import Transform
+from t5x_like.data.splits import Split, Texts
+from t5x_like.data.tokenizers import TokenizerConfig
 from t5x_like.errors import UserError
 
+if TYPE_CHECKING:
+    from t5x_like.data.tasks.examples import ExampleCorpus
+    from t5x_like.data.tasks.task import Task
 
-class Source(Protocol):
-    """A collection of documents that can be read again and again."""
 
-    def documents(self) -> Iterator[str]:
-        """Yields the non-empty documents, in the same order at every call; all can be written as UTF-8."""
+class Source(abc.ABC):
+    """Where the tokens of a run come from: text, a prepared corpus, the examples of a task, or a mixture of these.
 
-    def cache_key(self) -> str:
-        """Names the present state of the source: cheap, and different when the documents may have changed."""
+    Attributes:
+      brings_tokenizer: Whether its tokens are made already, by a tokenizer of its own.
+      needs_epochs: Whether its rows are counted by epochs, and cannot be drawn with replacement.
+    """
+
+    brings_tokenizer: bool = False
+    needs_epochs: bool = False
+
+    @property
+    def tasks(self) -> "tuple[Task, ...]":
+        """The tasks whose examples these are; none if it is text."""
+        return ()
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What decides the order of its rows beside the corpora, the seed and the batch size."""
+        return ()
+
+    @property
+    def name(self) -> str:
+        """A short name, for logs."""
+        return type(self).__name__
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for errors."""
+        return self.name
+
+    @abc.abstractmethod
+    def corpora(
+        self, split: Split, tokenizer: TokenizerConfig | None, directory: Path | None
+    ) -> "tuple[Corpus | ExampleCorpus, ...]":
+        """The tokens, or the examples, of both splits; of a mixture those of each of its sources.
+
+        Args:
+          split: What is validation.
+          tokenizer: Of text and of tasks; None for what brings its own.
+          directory: Where the tokens are kept between starts; None keeps nothing.
+
+        Raises:
+          UserError: if the text, the tokenizer or the directory cannot be used.
+        """
+
+    def training(self, layouts: Sequence[Layout], transform: Transform, batch_size: int, seed: int) -> TrainBatches:
+        """The batches of training from the layouts of the corpora."""
+        (layout,) = layouts
+        return ShuffledBatches(layout, transform, batch_size, seed)
+
+    def validation(self, layouts: Sequence[Layout], transform: Transform, batch_size: int) -> OrderedBatches:
+        """All rows of the layouts once, in order."""
+        (layout,) = layouts
+        return OrderedBatches(layout, transform, batch_size)
+
+
+class DocumentSource(Texts, Source):
+    """Text: the tokenizer of the run makes its tokens."""
+
+    def corpora(self, split: Split, tokenizer: TokenizerConfig | None, directory: Path | None) -> tuple[Corpus, ...]:
+        assert tokenizer is not None, "DataConfig sees to it"
+        return (prepare_corpus(self, tokenizer, split, directory),)
 
 
 @configurable
-class TextSource:
+class TextSource(DocumentSource):
     r"""Text files of the user, read as UTF-8.
 
     `.jsonl` files hold one JSON object, hence one document, per line; any other file is plain text. Both may be

@@ -4,15 +4,13 @@ Trained models lose nothing: white space and line ends are kept, and characters 
 exception of the library: the character U+2581 decodes as a space.)
 """
 
-import hashlib
 import io
-import json
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
@@ -20,8 +18,16 @@ from absl import logging
 from jaxtyping import Int32
 
 from t5x_like.configurable import configurable
-from t5x_like.data.tokenizers import VOCABULARY_FILE, Documents, SpecialTokens, Tokenizer, TokenizerConfig, sample
+from t5x_like.data.tokenizers import (
+    Documents,
+    ExistingTokenizerConfig,
+    SizedTokenizerConfig,
+    SpecialTokens,
+    Tokenizer,
+    sample,
+)
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 MODEL_FILE = "spiece.model"
 
@@ -30,7 +36,7 @@ _SPECIAL = re.compile(r"\[[A-Z][A-Z0-9]*\]|<extra_id_\d+>")
 
 
 @configurable
-class SentencePieceConfig(TokenizerConfig):
+class SentencePieceConfig(SizedTokenizerConfig):
     """Subwords trained on the training split of the run's text.
 
     Attributes:
@@ -97,7 +103,7 @@ class SentencePieceConfig(TokenizerConfig):
 
 
 @configurable
-class SentencePieceFileConfig(TokenizerConfig):
+class SentencePieceFileConfig(ExistingTokenizerConfig):
     """A SentencePiece model that exists, such as T5's `spiece.model`.
 
     Attributes:
@@ -110,9 +116,9 @@ class SentencePieceFileConfig(TokenizerConfig):
     special_tokens: SpecialTokens = SpecialTokens()
 
     def cache_key(self) -> str:
-        return repr((hashlib.blake2b(self._read(), digest_size=16).hexdigest(), self.special_tokens))
+        return repr((fingerprint(self._read()), self.special_tokens))
 
-    def build_plain(self, documents: Documents) -> "SentencePieceTokenizer":
+    def build_plain(self, documents: Documents | None) -> "SentencePieceTokenizer":
         try:
             return SentencePieceTokenizer(self._read())
         except RuntimeError as error:
@@ -125,7 +131,7 @@ class SentencePieceFileConfig(TokenizerConfig):
             raise UserError(f"SentencePieceFileConfig.model_file: cannot read it: {error}.") from error
 
 
-class SentencePieceTokenizer(Tokenizer):
+class SentencePieceTokenizer(Tokenizer, kind="sentencepiece"):
     """A SentencePiece model, from its serialised form."""
 
     def __init__(self, model: bytes):
@@ -177,4 +183,8 @@ class SentencePieceTokenizer(Tokenizer):
         return piece.replace("\u2581", " ").encode() if has_text else b""
 
     def files(self) -> dict[str, bytes]:
-        return {VOCABULARY_FILE: json.dumps({"type": "sentencepiece"}).encode(), MODEL_FILE: self._model}
+        return {**self.described(), MODEL_FILE: self._model}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], directory: Path) -> "SentencePieceTokenizer":
+        return cls((directory / MODEL_FILE).read_bytes())

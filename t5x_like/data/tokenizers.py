@@ -6,20 +6,20 @@ beside the tokens that they made, so that the text is not needed again.
 
 import abc
 import collections
-import hashlib
 import itertools
 import json
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int32
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
+from t5x_like.files import DAMAGE, fingerprint
 
 VOCABULARY_FILE = "vocabulary.json"
 """The file every tokenizer has: its `type` and what a tokenizer of that type needs to be made again."""
@@ -59,6 +59,10 @@ class SpecialTokens:
         if self.num_sentinels < 0:
             raise UserError(f"SpecialTokens.num_sentinels={self.num_sentinels}: must be at least 0.")
 
+    @property
+    def count(self) -> int:
+        return len(self.names) + self.num_sentinels
+
     def extend(self, tokenizer: "Tokenizer") -> "Tokenizer":
         """The tokenizer with those of the tokens that it lacks."""
         wanted = (*self.names, *map(SENTINEL.format, reversed(range(self.num_sentinels))))
@@ -67,11 +71,15 @@ class SpecialTokens:
 
 
 class TokenizerConfig(abc.ABC):
-    """What every tokenizer's configuration can do."""
+    """The tokenizer of a run, which is trained on the run's text or exists already.
+
+    Attributes:
+      special_tokens: Ids behind its own.
+    """
 
     special_tokens: SpecialTokens = SpecialTokens()
 
-    def build(self, documents: Documents) -> "Tokenizer":
+    def build(self, documents: Documents | None) -> "Tokenizer":
         """The tokenizer, trained on the documents if it is one that is trained, with its special tokens."""
         return self.special_tokens.extend(self.build_plain(documents))
 
@@ -83,11 +91,40 @@ class TokenizerConfig(abc.ABC):
         """Differs between configurations that may build different tokenizers from the same documents."""
         return repr(self)
 
+    def known_size(self) -> int | None:
+        """The number of ids, special tokens included, without reading any text; None where the text decides it."""
+        return None
 
-class Tokenizer(abc.ABC):
-    """Maps text to token ids and back.
+
+class SizedTokenizerConfig(TokenizerConfig):
+    """A tokenizer that learns a vocabulary of a size that is given.
 
     Attributes:
+      vocab_size: Number of ids, without special tokens.
+    """
+
+    vocab_size: int
+
+    def known_size(self) -> int:
+        return self.vocab_size + self.special_tokens.count
+
+
+class ExistingTokenizerConfig(TokenizerConfig):
+    """A tokenizer that is what it is, whatever the text: it is built without documents."""
+
+    def known_size(self) -> int:
+        return self.build(None).vocab_size
+
+
+KINDS: dict[str, type["Tokenizer"]] = {}
+"""Tokenizers by what their files call them."""
+
+
+class Tokenizer(abc.ABC):
+    """Maps text to token ids and back; `class MyTokenizer(Tokenizer, kind="mine")` names the kind in its files.
+
+    Attributes:
+      kind: What its files call it.
       vocab_size: Number of ids.
       bos_id: The id that a document follows, the first input of a text written from nothing; None if there is none.
         Our own tokenizers use `eos_id`: a document follows the end of another.
@@ -97,12 +134,21 @@ class Tokenizer(abc.ABC):
       special_ids: The ids of special tokens by name; see `SpecialTokens`.
     """
 
+    kind: str
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
     unk_id: int | None = None
     special_ids: Mapping[str, int] = types.MappingProxyType({})
+
+    def __init_subclass__(cls, kind: str | None = None):
+        if kind is not None:
+            known = KINDS.get(kind)
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UserError(f"{cls.__name__}: {known.__module__} has a tokenizer of kind {kind!r}: choose another.")
+            cls.kind = kind
+            KINDS[kind] = cls
 
     @abc.abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
@@ -119,9 +165,18 @@ class Tokenizer(abc.ABC):
     def token_bytes(self) -> list[bytes]:
         """The text of each id in UTF-8, a character's bytes perhaps in several; empty for those without text."""
 
-    @abc.abstractmethod
     def files(self) -> dict[str, bytes]:
-        """File names and contents from which `load_tokenizer` makes the same tokenizer."""
+        """File names and contents from which `read` makes the same tokenizer."""
+        return self.described()
+
+    def described(self, **facts) -> dict[str, bytes]:
+        """The file that every tokenizer has: its kind, and these facts."""
+        return {VOCABULARY_FILE: json.dumps({"type": self.kind, **facts}).encode()}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], directory: Path) -> "Tokenizer":
+        """The tokenizer of these facts, whose other files stand in the directory; any of `DAMAGE` if they cannot be."""
+        return cls()
 
     def special_id(self, name: str) -> int:
         """The id of a special token; UserError if there is none."""
@@ -161,10 +216,8 @@ class Tokenizer(abc.ABC):
 
     def fingerprint(self) -> str:
         """Differs between tokenizers that are not the same."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, content in sorted(self.files().items()):
-            digest.update(f"{name}:{len(content)}:".encode() + content)
-        return digest.hexdigest()
+        files = sorted(self.files().items())
+        return fingerprint(b"".join(f"{name}:{len(content)}:".encode() + content for name, content in files))
 
     def save(self, directory: Path):
         """Writes the tokenizer's files."""
@@ -203,7 +256,7 @@ class ExtendedTokenizer(Tokenizer):
 
 
 @configurable
-class ByteTokenizerConfig(TokenizerConfig):
+class ByteTokenizerConfig(ExistingTokenizerConfig):
     """UTF-8 bytes, numbered as in ByT5 (Xue et al. 2021, https://arxiv.org/abs/2105.13626): 259 ids, no training.
 
     Attributes:
@@ -212,11 +265,11 @@ class ByteTokenizerConfig(TokenizerConfig):
 
     special_tokens: SpecialTokens = SpecialTokens()
 
-    def build_plain(self, documents: Documents) -> "ByteTokenizer":
+    def build_plain(self, documents: Documents | None) -> "ByteTokenizer":
         return ByteTokenizer()
 
 
-class ByteTokenizer(Tokenizer):
+class ByteTokenizer(Tokenizer, kind="byte"):
     """Byte b is id b + 3, after pad 0, eos 1 and unk 2."""
 
     vocab_size = 259
@@ -231,9 +284,6 @@ class ByteTokenizer(Tokenizer):
 
     def token_bytes(self) -> list[bytes]:
         return [b"", b"", b"", *(bytes([byte]) for byte in range(256))]
-
-    def files(self) -> dict[str, bytes]:
-        return _vocabulary(type="byte")
 
 
 @configurable
@@ -254,7 +304,7 @@ class CharacterTokenizerConfig(TokenizerConfig):
         return CharacterTokenizer("".join(sorted(characters)))
 
 
-class CharacterTokenizer(Tokenizer):
+class CharacterTokenizer(Tokenizer, kind="character"):
     """Character i of `characters` (sorted, distinct) is id i."""
 
     pad_id = eos_id = bos_id = None
@@ -284,7 +334,13 @@ class CharacterTokenizer(Tokenizer):
         return [character.encode() for character in self.characters]
 
     def files(self) -> dict[str, bytes]:
-        return _vocabulary(type="character", characters=self.characters)
+        return self.described(characters=self.characters)
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], directory: Path) -> "CharacterTokenizer":
+        if not facts["characters"]:
+            raise ValueError("it has no characters")
+        return cls(facts["characters"])
 
 
 def _code_points(text: str) -> np.ndarray:
@@ -292,7 +348,7 @@ def _code_points(text: str) -> np.ndarray:
 
 
 @configurable
-class WordTokenizerConfig(TokenizerConfig):
+class WordTokenizerConfig(SizedTokenizerConfig):
     """The most frequent words of the training split; any other word becomes `<unk>`, so that its text is lost.
 
     Losses over different vocabularies do not compare, not even per byte: a small vocabulary makes text easier.
@@ -328,7 +384,7 @@ class WordTokenizerConfig(TokenizerConfig):
 _WORD = re.compile(r" ?\w+| ?[^\w\s]+|\s")
 
 
-class WordTokenizer(Tokenizer):
+class WordTokenizer(Tokenizer, kind="word"):
     """Word i of `words` is id i + 3, after pad 0, eos 1 and unk 2."""
 
     pad_id, eos_id, unk_id = 0, 1, 2
@@ -351,7 +407,13 @@ class WordTokenizer(Tokenizer):
         return [b"", b"", b"", *(word.encode() for word in self.words)]
 
     def files(self) -> dict[str, bytes]:
-        return _vocabulary(type="word", words=self.words)
+        return self.described(words=self.words)
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], directory: Path) -> "WordTokenizer":
+        if not all(isinstance(word, str) for word in facts["words"]):
+            raise ValueError("its words are no texts")
+        return cls(facts["words"])
 
 
 def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -365,8 +427,19 @@ def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokens
 
 
-def _vocabulary(**content) -> dict[str, bytes]:
-    return {VOCABULARY_FILE: json.dumps(content).encode()}
+def read_tokenizer(place: Path) -> Tokenizer:
+    """The tokenizer whose files stand in a directory; UserError where they are not as they were written."""
+    path, names = place / VOCABULARY_FILE, place / SPECIAL_TOKENS_FILE
+    try:
+        facts = json.loads(path.read_text())
+        if (cls := KINDS.get(facts["type"])) is None:
+            raise UserError(f"{path} describes no tokenizer that this version knows: bring back the file.")
+        tokenizer = cls.read(facts, place)
+    except DAMAGE as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"The tokenizer in {place} is damaged ({error}): bring back its files.") from error
+    return ExtendedTokenizer(tokenizer, json.loads(names.read_text())) if names.exists() else tokenizer
 
 
 def cut(text: str, size: int) -> Iterator[tuple[int, str]]:

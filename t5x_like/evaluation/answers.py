@@ -5,15 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from t5x_like.data.build import Data
-from t5x_like.data.objectives.answer_spans import WindowRows
 from t5x_like.data.objectives.objective import Rows
-from t5x_like.data.tasks.labels import ClassificationTask, RegressionTask
-from t5x_like.data.tasks.spans import SpanTask, answer_text
 from t5x_like.data.tasks.task import Metric, Task
-from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
 from t5x_like.evaluation.metrics import OF_CLASSES, OF_NUMBERS, OF_TEXTS
 from t5x_like.models.parameters import GraphDef, Params, merge
@@ -22,8 +17,6 @@ from t5x_like.sharding.logical import on_devices
 
 Write = Callable[[list[list[int]]], list[str]]
 """What a model writes for each of these inputs (of an encoder-decoder) or behind them (of a decoder)."""
-
-MAX_ANSWER_TOKENS = 30
 
 
 class Answers(NamedTuple):
@@ -37,7 +30,7 @@ class Answers(NamedTuple):
         """The task's metrics by name."""
         scores = {}
         for metric in self.task.metrics:
-            value = score(metric, self.predicted, self.right, getattr(self.task, "labels", ()))
+            value = score(metric, self.predicted, self.right, self.task.labels)
             scores |= value if isinstance(value, dict) else {metric: value}
         return scores
 
@@ -90,23 +83,18 @@ def answer(graphdef: GraphDef, params: Params, data: Data, target: Batch, write:
     for task, corpus, layout in zip(data.config.tasks, data.corpora, data.validation.layouts, strict=True):
         rows = _rows(batches, start, layout.num_rows)
         start += layout.num_rows
-        right = corpus.validation.read_references()
-        if isinstance(task, ClassificationTask | RegressionTask | SpanTask):
+        if not task.writes:
             predict = lambda batch: np.asarray(step(params, on_devices(batch, target)))
             outputs = np.concatenate([predict(batch) for batch in _batches(rows, data.config.batch_size)])
             outputs = outputs[: layout.num_rows]
-        if isinstance(task, ClassificationTask):
-            yield Answers(task, outputs.argmax(axis=-1).tolist(), right)
-        elif isinstance(task, RegressionTask):
-            yield Answers(task, outputs.tolist(), right)
-        elif isinstance(task, SpanTask):
-            texts = _span_texts(outputs, layout, right, corpus.tokenizer)
-            yield Answers(task, texts, [reference["answers"] for reference in right])
         elif task.metrics:
             prompts = list(map(prompt_of, _single(rows)))
             size = data.config.batch_size
-            written = [text for at in range(0, len(prompts), size) for text in write(prompts[at : at + size])]
-            yield Answers(task, written, right)
+            outputs = [text for at in range(0, len(prompts), size) for text in write(prompts[at : at + size])]
+        else:
+            continue
+        predicted = task.predicted(outputs, layout, corpus.tokenizer)
+        yield Answers(task, predicted, task.right(corpus.validation.read_references()))
 
 
 def _predict(graphdef: GraphDef, params: Params, batch: Batch):
@@ -138,37 +126,3 @@ def prompt_of(row: Rows) -> list[int]:
     if "encoder_input_tokens" in row:
         return row["encoder_input_tokens"][row["encoder_segment_ids"] > 0].tolist()
     return row["decoder_input_tokens"][: int(np.argmax(row["decoder_loss_weights"] > 0)) + 1].tolist()
-
-
-def best_span(scores: Float[np.ndarray, "length 2"], first: int, last: int) -> tuple[float, int, int]:
-    """The score and the ends of the span between two tokens whose ends score most, no longer than 30 tokens."""
-    starts, ends = scores[first : last + 1, 0], scores[first : last + 1, 1]
-    sums = starts[:, None] + ends[None, :]
-    place = np.arange(len(starts))
-    distance = place[None, :] - place[:, None]
-    sums = np.where((distance >= 0) & (distance < MAX_ANSWER_TOKENS), sums, -np.inf)
-    begin, end = np.unravel_index(int(sums.argmax()), sums.shape)
-    return float(sums[begin, end]), first + int(begin), first + int(end)
-
-
-def _span_texts(
-    scores: Float[np.ndarray, "rows length 2"], layout: WindowRows, right: Sequence[dict], tokenizer: Tokenizer
-) -> list[str]:
-    """The answer of each example: the best span of all its windows, or none where [CLS] scores more in every one.
-
-    (Devlin et al. 2019, section 4.3, with a threshold of 0.)
-    """
-    best = [(-np.inf, 0, 0)] * len(right)
-    none = np.full(len(right), np.inf)
-    _, contexts = layout.source.bounds("second")
-    for row, (example, start) in enumerate(zip(layout.example.tolist(), layout.starts.tolist(), strict=True)):
-        shift = 2 + int(layout.questions[row])
-        last = shift + min(int(contexts[example]) - start, scores.shape[1] - shift - 1) - 1
-        none[example] = min(none[example], float(scores[row, 0].sum()))
-        if last >= shift:
-            value, begin, end = best_span(scores[row], shift, last)
-            best[example] = max(best[example], (value, begin - shift + start, end - shift + start))
-    return [
-        answer_text(right[i]["context"], tokenizer, begin, end) if value > none[i] else ""
-        for i, (value, begin, end) in enumerate(best)
-    ]

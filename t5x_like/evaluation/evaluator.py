@@ -5,12 +5,42 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from t5x_like.configurable import configurable
 from t5x_like.data.build import Data
-from t5x_like.data.objectives.causal import CausalLM
+from t5x_like.data.config import DataConfig
+from t5x_like.errors import UserError
 from t5x_like.learning.loss import BatchLoss, batch_loss
 from t5x_like.models.parameters import GraphDef, Params
 from t5x_like.models.token_loss import Batch, LossConfig
+from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.logical import local_rows, on_devices
+from t5x_like.sharding.mesh import MeshConfig
+
+
+@configurable
+class EvaluateConfig:
+    """What a model that no run has trained is evaluated on.
+
+    Attributes:
+      data: with the validation split; its text is tokenised with the model's own tokenizer.
+      loss: what is computed.
+      mesh: how devices share the work.
+    """
+
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    mesh: MeshConfig = MeshConfig(data=1, fsdp=-1)
+
+
+def check_reads(config: ModelConfig, data: DataConfig) -> None:
+    """UserError if batches of the data lack the tokens that the model reads."""
+    for side in {config.features, *(["encoder"] if config.reads_inputs else [])}:
+        if f"{side}_input_tokens" not in data.features:
+            raise UserError(
+                f"{type(config).__name__} reads {side}_input_tokens, which DataConfig.objective = "
+                f"@{type(data.objective).__name__}() does not give: choose another objective."
+            )
+
 
 EvaluateStep = Callable[[Params, Batch], BatchLoss]
 
@@ -39,7 +69,7 @@ def make_validation(
     """
     step = jax.jit(make_evaluate_step(graphdef, loss))
     # Every byte of the text is predicted only by what predicts every token.
-    bytes_per_token = data.bytes_per_token if isinstance(data.config.objective, CausalLM) else None
+    bytes_per_token = data.bytes_per_token if data.config.objective.predicts_every_token else None
     total = data.validation.num_batches
     count = min(num_batches or total, total)
     # Spread over the split: neighbours are alike.

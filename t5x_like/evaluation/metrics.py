@@ -1,13 +1,15 @@
 """How answers are scored: functions of what was predicted and what is right, which need no model.
 
 Classes are numbers from 0; -1 stands for an answer that is no class, and is always wrong. All scores are shares or
-correlations, from 0 (or -1) to 1, but for BLEU and ROUGE, which are given as papers do, from 0 to 100.
+correlations, from 0 (or -1) to 1, but for BLEU and ROUGE, which are given as papers do, from 0 to 100. Those that
+libraries define are theirs (extra: tasks).
 """
 
 import collections
 import re
 import string
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -28,42 +30,39 @@ def accuracy(predicted: Classes, right: Classes) -> float:
 
 def f1(predicted: Classes, right: Classes, positive: int = 1) -> float:
     """The harmonic mean of precision and recall of one class; 0 if it is never predicted, or never right."""
-    found, wanted = np.asarray(predicted) == positive, np.asarray(right) == positive
-    total = found.sum() + wanted.sum()
-    return float(2 * (found & wanted).sum() / total) if total else 0.0
+    return _mean_f1(predicted, right, [positive])
 
 
 def macro_f1(predicted: Classes, right: Classes) -> float:
     """The mean of `f1` over the classes that are right somewhere, or predicted."""
-    classes = sorted({*predicted, *right} - {-1})
-    return float(np.mean([f1(predicted, right, positive) for positive in classes]))
+    return _mean_f1(predicted, right, sorted({*predicted, *right} - {-1}))
+
+
+def _mean_f1(predicted: Classes, right: Classes, classes: list[int]) -> float:
+    score = require("sklearn.metrics", "The metric f1", "tasks").f1_score
+    return float(score(right, predicted, labels=classes, average="macro", zero_division=0))
 
 
 def matthews(predicted: Classes, right: Classes) -> float:
     """The correlation of classes, of two or more (Gorodkin 2004); 0 where all are the same."""
-    classes = np.unique([*predicted, *right])
-    table = np.zeros((len(classes), len(classes)))
-    np.add.at(table, (np.searchsorted(classes, right), np.searchsorted(classes, predicted)), 1)
-    count, hits, of_right, of_predicted = table.sum(), np.trace(table), table.sum(axis=1), table.sum(axis=0)
-    spread = (count**2 - of_predicted @ of_predicted) * (count**2 - of_right @ of_right)
-    return float((hits * count - of_right @ of_predicted) / np.sqrt(spread)) if spread else 0.0
+    return float(require("sklearn.metrics", "The metric matthews", "tasks").matthews_corrcoef(right, predicted))
 
 
 def pearson(predicted: Numbers, right: Numbers) -> float:
     """The linear correlation; 0 where all numbers are the same."""
-    a, b = (np.asarray(values, np.float64) - np.mean(values) for values in (predicted, right))
-    spread = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / spread) if spread else 0.0
+    return _correlation("pearson", predicted, right)
 
 
 def spearman(predicted: Numbers, right: Numbers) -> float:
     """The linear correlation of ranks; equal numbers share the mean of theirs."""
-    return pearson(_ranks(predicted), _ranks(right))
+    return _correlation("spearman", predicted, right)
 
 
-def _ranks(values: Numbers) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+def _correlation(kind: Literal["pearson", "spearman"], predicted: Numbers, right: Numbers) -> float:
+    stats = require("scipy.stats", f"The metric {kind}", "tasks")
+    if min(len(set(predicted)), len(set(right))) < 2:
+        return 0.0
+    return float((stats.pearsonr if kind == "pearson" else stats.spearmanr)(predicted, right).statistic)
 
 
 def exact_match(predicted: Texts, references: References) -> float:
@@ -97,7 +96,7 @@ def _pairs(predicted: Texts, references: References):
 
 
 def bleu(predicted: Texts, references: References) -> float:
-    """BLEU of the corpus, from 0 to 100, as sacrebleu computes it (extra: tasks)."""
+    """BLEU of the corpus, from 0 to 100, as sacrebleu computes it."""
     sacrebleu = require("sacrebleu", "The metric bleu", "tasks")
     most = max(map(len, references))
     # A question with fewer references than others has None in their place.
@@ -106,7 +105,7 @@ def bleu(predicted: Texts, references: References) -> float:
 
 
 def rouge(predicted: Texts, references: References) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-Lsum, F-measures from 0 to 100, the best over the references (extra: tasks).
+    """ROUGE-1, ROUGE-2 and ROUGE-Lsum, F-measures from 0 to 100, the best over the references.
 
     As rouge-score computes them with stemming; a line is a sentence.
     """

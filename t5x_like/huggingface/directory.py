@@ -17,24 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from t5x_like.configurable import active
 from t5x_like.errors import UserError
 from t5x_like.huggingface.families import FAMILIES
 from t5x_like.huggingface.families.family import Family, Fields
 from t5x_like.huggingface.name_map import Entry, bind
 from t5x_like.huggingface.safetensors import StoredTensor, Tensor, open_tensors, write_tensors
 from t5x_like.models.block import BlockConfig
-from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.feedforward.moe import DroplessConfig
-from t5x_like.models.mixers.attention import AttentionConfig
-from t5x_like.models.parameters import InitializerConfig, Params
-from t5x_like.models.stack import PipelineConfig, StackConfig
+from t5x_like.models.model_spec import ModelSpec
+from t5x_like.models.parameters import Params
+from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import ModelConfig
-from t5x_like.sharding.logical import shardings
+from t5x_like.sharding.placement import Placement
 
 CONFIG = "config.json"
+DEFAULT_LENGTH = 512
+"""Tokens of the longest text where config.json names none: T5 was trained on such."""
 
 
 class Source(NamedTuple):
@@ -43,10 +44,12 @@ class Source(NamedTuple):
     Attributes:
       family: of the model.
       config: of the model, its vocabulary without padding.
+      max_length: tokens of the longest text it is meant for.
     """
 
     family: Family
     config: ModelConfig
+    max_length: int
 
 
 def read_config(directory: Path) -> Source:
@@ -72,18 +75,22 @@ def read_config(directory: Path) -> Source:
         raise UserError(f"{fields.path} describes no possible model: {error}") from error
     fields.check_all_taken(family.inert)
     dtype = fields.values.get("dtype") or fields.values.get("torch_dtype") or "float32"
-    return Source(family, dataclasses.replace(config, dtype="float32" if dtype == "float32" else "bfloat16"))
+    lengths = (fields.values.get(name) for name in ("max_position_embeddings", "n_positions"))
+    return Source(
+        family,
+        dataclasses.replace(config, dtype="float32" if dtype == "float32" else "bfloat16"),
+        next(filter(None, lengths), DEFAULT_LENGTH),
+    )
 
 
 def import_params(
     directory: Path,
     family: Family,
     config: ModelConfig,
+    spec: ModelSpec,
     *,
     vocab_size: int,
-    shapes: Params,
-    axes: Params,
-    mesh: Mesh,
+    placement: Placement,
 ) -> tuple[Params, str]:
     """Reads the weights of a Hugging Face directory, tensor by tensor, onto the mesh.
 
@@ -91,11 +98,10 @@ def import_params(
       directory: with .safetensors files.
       family: the model's.
       config: of the model.
+      spec: its parameters.
       vocab_size: tokens in the files; where `config.vocab_size` is larger, the rows added are the mean of the others,
         so that they change log-probabilities by at most log(1 + added / vocab_size).
-      shapes: of the model's parameters.
-      axes: their logical axes.
-      mesh: where the parameters will be.
+      placement: where the parameters will be.
 
     Returns:
       float32 parameters, and the name of the files' dtype (float32 if they mix several).
@@ -104,11 +110,11 @@ def import_params(
       UserError: if tensors are missing, left over, of the wrong shape, or cannot be read.
     """
     tensors = _canonical_names(open_tensors(directory), family)
-    entries = bind(family.rules, config, shapes, vocab_size)
+    entries = bind(family.rules, config, spec.params, vocab_size)
     _drop_copies(directory, tensors, family, {entry.name for entry in entries})
     _check_tensors(directory, tensors, entries)
-    places = traverse_util.flatten_dict(shardings(axes, shapes, mesh))
-    flat_shapes = traverse_util.flatten_dict(shapes)
+    places = traverse_util.flatten_dict(placement.shardings(spec.axes, spec.params))
+    flat_shapes = traverse_util.flatten_dict(spec.params)
     params: dict[tuple[str, ...], Array] = {}
     for entry in entries:
         stored = tensors[entry.name].read()
@@ -121,7 +127,9 @@ def import_params(
                 continue
             if part.path not in params:
                 params[part.path] = jnp.zeros(shape, device=sharding)
-            piece = jax.device_put(value, NamedSharding(mesh, PartitionSpec(*sharding.spec[len(part.index) :])))
+            piece = jax.device_put(
+                value, NamedSharding(placement.mesh, PartitionSpec(*sharding.spec[len(part.index) :]))
+            )
             params[part.path] = _set_piece(params[part.path], piece, part.index, sharding)
         # Or else copies to a slow device would queue up in the host's memory.
         jax.block_until_ready([params[part.path] for part in entry.parts])
@@ -216,52 +224,26 @@ def _parts(config: ModelConfig) -> Iterator[Any]:
     yield from (config, config.head)
     for stack in config.stacks.values():
         for block in stack.distinct:
-            yield from (block.mixer, block.feedforward)
+            yield from (part for part in (block.mixer, block.feedforward) if part is not None)
 
 
 def _architecture(config: ModelConfig) -> ModelConfig:
     """What decides the model's parameters and what it computes from them; the rest at its defaults."""
-    init = InitializerConfig()
-    return dataclasses.replace(
-        config,
-        **{name: _architecture_of_stack(stack, config.d_model) for name, stack in config.stacks.items()},
-        dropout_rate=0.0,
-        kernel_init=init,
-        residual_init="same",
-        embedding_init=init,
-        dtype="float32",
-    )
+    stacks = {name: _layer_by_layer(stack, config.d_model) for name, stack in config.stacks.items()}
+    return active(dataclasses.replace(config, **stacks))
 
 
-def _architecture_of_stack(stack: StackConfig, d_model: int) -> StackConfig:
-    """The stack with its layers one by one, or, where they are all equal, as one block."""
+def _layer_by_layer(stack: StackConfig, d_model: int) -> StackConfig:
+    """The stack with its layers one by one, or, where they are all equal, as one block; nothing left to be derived."""
 
-    def plain_attention(attention):
-        options = {"dropout_rate": 0.0, "backend": "auto"}
-        if isinstance(attention, AttentionConfig):
-            options |= {"num_kv_heads": attention.kv_heads, "head_dim": attention.head_size(d_model)}
-        return dataclasses.replace(attention, **options)
-
-    def plain_feedforward(feedforward):
-        if isinstance(feedforward, MLPConfig):
-            return dataclasses.replace(feedforward, dropout_rate=0.0)
-        options = {"load_balance_weight": 0.0, "z_loss_weight": 0.0, "bias_update_rate": 0.0, "jitter": 0.0}
-        return dataclasses.replace(feedforward, dispatch=DroplessConfig(), **options)
-
-    def plain(block: BlockConfig) -> BlockConfig:
-        return dataclasses.replace(
-            block,
-            mixer=plain_attention(block.mixer),
-            cross_attention=block.cross_attention and plain_attention(block.cross_attention),
-            feedforward=plain_feedforward(block.feedforward),
-            dropout_rate=0.0,
+    def explicit(block: BlockConfig) -> BlockConfig:
+        crossing = block.cross_attention and block.cross_attention.explicit(d_model)
+        return active(
+            dataclasses.replace(block, mixer=block.mixer and block.mixer.explicit(d_model), cross_attention=crossing)
         )
 
-    blocks = tuple(map(plain, stack.blocks))
-    block = blocks[0] if len(set(blocks)) == 1 else blocks
-    return dataclasses.replace(
-        stack, block=block, first=(), scan_layers=True, remat="none", remat_names=(), pipeline=PipelineConfig()
-    )
+    blocks = tuple(map(explicit, stack.blocks))
+    return dataclasses.replace(stack, block=blocks[0] if len(set(blocks)) == 1 else blocks, first=())
 
 
 def _differences(ours: Any, theirs: Any, path: str = "") -> list[str]:

@@ -16,7 +16,6 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from t5x_like.models.block import BlockConfig
-from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.models.parameters import Params
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import ModelConfig
@@ -148,11 +147,11 @@ def bind(rules: Sequence[Rule], config: ModelConfig, shapes: Params, vocab_size:
                 continue
             if rule.when is not None and not rule.when(block):
                 continue
-            if "#" in rule.theirs and not isinstance(block.feedforward, MoEConfig):
+            if "#" in rule.theirs and block.num_experts is None:
                 continue
             layout = LAYOUTS[rule.layout] if isinstance(rule.layout, str) else rule.layout(block)
             held.update(located)
-            for expert in range(block.feedforward.num_experts) if "#" in rule.theirs else (None,):
+            for expert in range(block.num_experts) if "#" in rule.theirs else (None,):
                 name = rule.theirs.replace("*", str(layer)).replace("#", str(expert))
                 places = [(path, tuple(i for i in (index, expert) if i is not None)) for path, index in located]
                 own = [_own_shape(flat[path].shape, path, index, vocab_size) for path, index in places]

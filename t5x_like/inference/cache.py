@@ -1,33 +1,26 @@
 """Keys and values of past tokens, and attention over them."""
 
-from typing import NamedTuple
-
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from t5x_like.models.block import BlockConfig, BlockState
-from t5x_like.models.mixers.attention import Attend, TokenInfo
+from t5x_like.models.context import Attend, TokenInfo
+from t5x_like.models.mixers.cache import Cache
 from t5x_like.models.stack import StackConfig, States
 from t5x_like.sharding.attention import attention
-
-
-class Cache(NamedTuple):
-    """Preallocated keys and values of a layer; those of layers that are scanned have a leading dim more."""
-
-    key: Float[Array, "*layers batch max_length kv_heads head_dim"]
-    value: Float[Array, "*layers batch max_length kv_heads v_dim"]
 
 
 def empty_states(stack: StackConfig, d_model: int, dtype: str, batch_size: int, max_length: int) -> States:
     """States of all layers of a stack that has not read anything yet."""
 
-    def empty(block: BlockConfig, *layers: int) -> BlockState:
-        shapes = block.mixer.key_value_shapes(d_model)
-        return BlockState(Cache(*(jnp.zeros((*layers, batch_size, max_length, *shape), dtype) for shape in shapes)))
+    def empty(block: BlockConfig) -> BlockState:
+        return BlockState(block.mixer and block.mixer.empty_state(batch_size, max_length, dtype, d_model))
 
     cycles = stack.num_cycles
-    scanned = {str(i): empty(block, cycles) for i, block in enumerate(stack.cycle)} if cycles else {}
+    stacked = lambda state: jax.tree.map(lambda a: jnp.broadcast_to(a, (cycles, *a.shape)), state)
+    scanned = {str(i): stacked(empty(block)) for i, block in enumerate(stack.cycle)} if cycles else {}
     return {"scanned": scanned, "unrolled": {str(i): empty(stack.blocks[i]) for i in stack.unrolled}}
 
 

@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from t5x_like.errors import UserError
 from t5x_like.inference.cache import attend_cached, empty_states
 from t5x_like.inference.sampling import Sampling, sample
-from t5x_like.models.block import Encoded
-from t5x_like.models.mixers.attention import TokenInfo
+from t5x_like.models.context import Encoded, TokenInfo
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.stack import States
 
@@ -166,8 +165,8 @@ def continue_tokens(
 
     def read(tokens, index, states, encoded):
         """The last hidden vectors and the states; `encoded` is the encoder's output, needed the first time."""
-        positions = jnp.maximum(index + jnp.arange(tokens.shape[1], dtype=jnp.int32) - start[:, None], 0)
-        tokens = TokenInfo(positions, tokens)
+        place = index + jnp.arange(tokens.shape[1], dtype=jnp.int32) - start[:, None]
+        tokens = TokenInfo(jnp.maximum(place, 0), tokens, (place >= 0).astype(jnp.int32))
         options = {"attend": attend_cached(index, start, length + steps), "states": states}
         if inputs is None:
             out = model(tokens, **options)

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.learning.loss import BatchLoss, Totals, batch_loss, by_row, head_loss, reordered, total_weights
 from t5x_like.learning.router_losses import router_objective
-from t5x_like.models.feedforward.routers import RouterStats
+from t5x_like.models.context import Context
+from t5x_like.models.feedforward.router_stats import RouterStats
 from t5x_like.models.parameters import GraphDef, Params, merge
-from t5x_like.models.stack import LayerResults, Run, Vectors
-from t5x_like.models.stack import Rows as StackRows
+from t5x_like.models.stack import LayerResults, Vectors
 from t5x_like.models.token_loss import Batch, LossConfig
 from t5x_like.models.transformer import ModelConfig, Transformer, token_info
 from t5x_like.sharding.pipeline.gpipe import num_stages, padded, padding
@@ -96,34 +96,34 @@ class _Model(NamedTuple):
 
     def first(self, rest: Params, rows: RowsOfBatch):
         batch, *_ = rows
-        model, run, embed_key = self.on_stage(rest, rows)
+        model, context, embed_key = self.on_stage(rest, rows)
         types = batch.get(f"{model.config.features}_token_types")
-        x = model.embed(run.rows.tokens, token_types=types, dropout_key=embed_key)
-        x, results = model.stack.begin(x, run, {})
+        x = model.embed(context.tokens, token_types=types, dropout_key=embed_key)
+        x, results = model.stack.begin(x, context, {})
         return (x, self.routers(model, "unrolled", results)), _stats(results)
 
     def layers(self, layers: Params, rest: Params, x: Vectors, rows: RowsOfBatch):
-        model, run, _ = self.on_stage(rest, rows)
+        model, context, _ = self.on_stage(rest, rows)
         count = jax.tree.leaves(layers)[0].shape[0]
         numbers = lax.axis_index("stage") * count + jnp.arange(count)
         is_padded = count * lax.axis_size("stage") > model.stack.config.num_cycles
-        x, results = model.stack.scan_cycles(x, (layers, {}, numbers), run, padded=is_padded)
+        x, results = model.stack.scan_cycles(x, (layers, {}, numbers), context, padded=is_padded)
         return (x, self.routers(model, "scanned", results)), _stats(results)
 
     def last(self, rest: Params, x: Vectors, rows: RowsOfBatch):
         batch, _, head_key = rows
-        model, run, _ = self.on_stage(rest, rows)
-        x, results = model.stack.end(x, run, {})
-        objective, *sums = head_loss(self.loss, model, x, run.rows.tokens, batch, head_key, self.totals)
+        model, context, _ = self.on_stage(rest, rows)
+        x, results = model.stack.end(x, context, {})
+        objective, *sums = head_loss(self.loss, model, x, context.tokens, batch, head_key, self.totals)
         return objective + self.routers(model, "unrolled", results), (*sums, _stats(results))
 
-    def on_stage(self, rest: Params, rows: RowsOfBatch) -> tuple[Transformer, Run, PRNGKeyArray | None]:
-        """The model with these parameters, the run of its stack on a microbatch, and the key of its embedding."""
+    def on_stage(self, rest: Params, rows: RowsOfBatch) -> tuple[Transformer, Context, PRNGKeyArray | None]:
+        """The model with these parameters, the context of its stack on a microbatch, and the key of its embedding."""
         batch, dropout_key, _ = rows
         model = merge(self.graphdef, {**rest, STACK: {**rest[STACK], "scanned": self.scanned}})
         embed_key, stack_key = model.dropout_keys(dropout_key, 2)
         tokens = model.ordered(token_info(batch, model.config.features))
-        return model, model.stack.run_of(StackRows(tokens, dropout_key=stack_key)), embed_key
+        return model, model.stack.biased(Context(tokens, dropout_key=stack_key)), embed_key
 
     def routers(self, model: Transformer, kind: str, results: LayerResults) -> Float[Array, ""]:
         return self.share * router_objective(model.config, {STACK: {kind: _stats(results)}})

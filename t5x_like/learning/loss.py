@@ -9,9 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.kernels.randomness import row_keys
 from t5x_like.learning.router_losses import Stats, router_objective
-from t5x_like.models.feedforward.moe import CapacityConfig, MoEConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
-from t5x_like.models.mixers.attention import TokenInfo
+from t5x_like.models.context import TokenInfo
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.token_loss import Batch, LossConfig
 from t5x_like.models.transformer import ModelConfig, Transformer
@@ -51,12 +49,11 @@ def total_weights(model: Transformer, batch: Batch) -> Totals:
 def any_order(config: ModelConfig) -> bool:
     """Whether nothing in the loss depends on where in its row a token lies, except through its position.
 
-    Of heads, those that sum over tokens; of experts, those that take all their tokens, without random numbers.
+    The head and the parts of the layers say so.
     """
-    blocks = (block for stack in config.stacks.values() for block in stack.distinct)
-    experts = (block.feedforward for block in blocks if isinstance(block.feedforward, MoEConfig))
-    by_place = any(isinstance(moe.dispatch, CapacityConfig) or moe.jitter for moe in experts)
-    return isinstance(config.head, LanguageModelHeadConfig) and not by_place
+    blocks = [block for stack in config.stacks.values() for block in stack.distinct]
+    parts = [config.head, *(part for block in blocks for part in (block.mixer, block.feedforward) if part is not None)]
+    return not any(part.depends_on_place for part in parts)
 
 
 def batch_loss(

@@ -1,13 +1,14 @@
 """What a model's mixtures of experts add to training: losses, metrics, and biases that balance the experts."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t5x_like.models.feedforward.moe import MoEConfig
-from t5x_like.models.feedforward.routers import RouterStats, balanced
+from t5x_like.models.feedforward.feedforward import FeedForward
+from t5x_like.models.feedforward.router_stats import RouterStats
 from t5x_like.models.parameters import Params
 from t5x_like.models.transformer import ModelConfig
 
@@ -26,7 +27,7 @@ class Routed(NamedTuple):
     """
 
     path: tuple[str, str, str]
-    config: MoEConfig
+    config: FeedForward
     stats: RouterStats
     layers: tuple[int, ...]
 
@@ -46,10 +47,10 @@ def router_objective(config: ModelConfig, stats: Stats) -> Float[Array, ""]:
     What statistics of some layers give may be added to what those of the others do.
     """
     blocks = [block for stack in config.stacks.values() for block in stack.blocks]
-    count = sum(isinstance(block.feedforward, MoEConfig) for block in blocks)
+    count = sum(block.num_experts is not None for block in blocks)
     total = jnp.zeros(())
     for _, mixture, found, _ in routed_layers(config, stats):
-        total += jnp.sum(mixture.load_balance_weight * found.load_balance + mixture.z_loss_weight * found.z_loss)
+        total += jnp.sum(mixture.router_loss(found))
     return total / max(count, 1)
 
 
@@ -78,11 +79,7 @@ def router_metrics(config: ModelConfig, stats: Stats) -> dict[str, Float[Array, 
 def balance_experts(config: ModelConfig, params: Params, stats: Stats) -> Params:
     """The parameters with the routers' balance biases moved by the loads of a step (Wang et al. 2024)."""
     for path, mixture, found, _ in routed_layers(config, stats):
-        if mixture.bias_update_rate:
-            place = (*path, "feedforward", "router", "balance_bias")
-            params = _replaced(
-                params, place, lambda bias, m=mixture, s=found: balanced(bias, s.load, m.bias_update_rate)
-            )
+        params = _replaced(params, (*path, "feedforward"), partial(mixture.balanced, stats=found))
     return params
 
 

@@ -1,5 +1,6 @@
 """Normalisation layers, computed in float32."""
 
+import abc
 from functools import partial
 from typing import Literal
 
@@ -13,8 +14,22 @@ from t5x_like.errors import UserError
 from t5x_like.models.parameters import Module, parameter
 
 
+class Norm(abc.ABC):
+    """The role of a normalisation of the last dim.
+
+    Attributes:
+      epsilon: what keeps it from dividing by 0.
+    """
+
+    epsilon: float = 0.0
+
+    @abc.abstractmethod
+    def build(self, size: int) -> Module:
+        """The layer for a last dim of this size: vectors in, vectors out."""
+
+
 @configurable
-class NormConfig:
+class NormConfig(Norm):
     """Normalisation of the last dim, with a learned scale.
 
     Attributes:
@@ -34,8 +49,11 @@ class NormConfig:
         if self.epsilon <= 0:
             raise UserError(f"NormConfig.epsilon is {self.epsilon}: it must be positive.")
 
+    def build(self, size: int) -> Module:
+        return ScaledNorm(self, size)
 
-class Norm(Module):
+
+class ScaledNorm(Module):
     def __init__(self, config: NormConfig, size: int):
         self.scale = parameter(jnp.zeros(size) if config.zero_centered else jnp.ones(size), ("norm",))
         self.bias = parameter(jnp.zeros(size), ("norm",)) if config.use_bias else None

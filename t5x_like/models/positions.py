@@ -1,5 +1,6 @@
 """Where a token stands: learned and sinusoidal embeddings, rotary attention."""
 
+import abc
 import math
 
 import jax.numpy as jnp
@@ -14,8 +15,30 @@ Frequencies = Float[Array, "half"]
 Length = Int[Array, ""]
 
 
+class Positions(abc.ABC):
+    """The role of absolute positions, which are added to the embedded tokens.
+
+    Attributes:
+      max_length: numbers of positions that there are; None: no limit.
+      offset: how many of them come before that of position 0.
+    """
+
+    max_length: int | None = None
+    offset: int = 0
+
+    @abc.abstractmethod
+    def build(self, d_model: int, *, init: Initializer, key: PRNGKeyArray) -> Module:
+        """The layer that makes vectors [batch, length, d_model] of positions [batch, length]."""
+
+    def check(self, d_model: int) -> None:  # noqa: B027
+        """Refuses vectors of a size that cannot be made."""
+
+    def check_length(self, length: int) -> None:  # noqa: B027
+        """Refuses sequences that are longer than the positions reach."""
+
+
 @configurable
-class LearnedPositionsConfig:
+class LearnedPositionsConfig(Positions):
     """A trained vector per position, added to the token embedding (GPT-2, BERT).
 
     Attributes:
@@ -34,9 +57,19 @@ class LearnedPositionsConfig:
                 f"LearnedPositionsConfig.offset is {self.offset}: it must be below max_length ({self.max_length})."
             )
 
+    def build(self, d_model: int, *, init: Initializer, key: PRNGKeyArray) -> Module:
+        return LearnedPositions(self, d_model, init=init, key=key)
+
+    def check_length(self, length: int) -> None:
+        if self.max_length - self.offset < length:
+            raise UserError(
+                f"DataConfig.sequence_length ({length}) exceeds LearnedPositionsConfig.max_length "
+                f"({self.max_length}): lower the one or raise the other."
+            )
+
 
 @configurable
-class SinusoidalPositionsConfig:
+class SinusoidalPositionsConfig(Positions):
     """Fixed sines and cosines added to the token embedding (Vaswani et al. 2017, section 3.5).
 
     Attributes:
@@ -45,9 +78,33 @@ class SinusoidalPositionsConfig:
 
     max_wavelength: float = 10_000.0
 
+    def build(self, d_model: int, *, init: Initializer, key: PRNGKeyArray) -> Module:
+        return SinusoidalPositions(self, d_model)
+
+    def check(self, d_model: int) -> None:
+        if d_model % 2:
+            raise UserError(f"d_model is {d_model}: sinusoidal positions need an even d_model.")
+
+
+class RotaryScaling(abc.ABC):
+    """The role of what slows down rotary positions in texts that are longer than those trained on.
+
+    Attributes:
+      magnitude: factor on rotated queries and on rotated keys.
+    """
+
+    magnitude: float = 1.0
+
+    @abc.abstractmethod
+    def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
+        """The frequencies in texts of `length` tokens."""
+
+    def check(self, theta: float) -> None:  # noqa: B027
+        """Refuses a base of the wavelengths that does not fit."""
+
 
 @configurable
-class LinearScaling:
+class LinearScaling(RotaryScaling):
     """Rotary positions divided by a factor (position interpolation, Chen et al. 2023).
 
     Attributes:
@@ -57,16 +114,14 @@ class LinearScaling:
     factor: float
 
     def __post_init__(self):
-        _check_factor(self)
-
-    magnitude = 1.0
+        _check_at_least_1(self, "factor")
 
     def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
         return frequencies / self.factor
 
 
 @configurable
-class DynamicScaling:
+class DynamicScaling(RotaryScaling):
     """A larger base for longer texts (NTK-aware scaling): texts of up to `original_length` tokens stay as they are.
 
     Attributes:
@@ -78,9 +133,7 @@ class DynamicScaling:
     original_length: int
 
     def __post_init__(self):
-        _check_factor(self)
-
-    magnitude = 1.0
+        _check_at_least_1(self, "factor", "original_length")
 
     def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
         half = len(frequencies)
@@ -91,7 +144,7 @@ class DynamicScaling:
 
 
 @configurable
-class LongRopeScaling:
+class LongRopeScaling(RotaryScaling):
     """LongRoPE (Ding et al. 2024): every dim has divisors of its own, for short and for long texts (Phi-3).
 
     Attributes:
@@ -107,7 +160,7 @@ class LongRopeScaling:
     attention_factor: float = 1.0
 
     def __post_init__(self):
-        _check_factor(self)
+        _check_at_least_1(self, "original_length")
         short, long = len(self.short_factors), len(self.long_factors)
         if short != long:
             raise UserError(f"LongRopeScaling has {short} short_factors and {long} long_factors: give as many of each.")
@@ -125,7 +178,7 @@ class LongRopeScaling:
 
 
 @configurable
-class Llama3Scaling:
+class Llama3Scaling(RotaryScaling):
     """Slow rotations divided by a factor, fast ones left alone, a blend between them (Llama 3.1).
 
     Attributes:
@@ -141,14 +194,12 @@ class Llama3Scaling:
     high_frequency_turns: float = 4.0
 
     def __post_init__(self):
-        _check_factor(self)
+        _check_at_least_1(self, "factor", "original_length")
         if self.low_frequency_turns >= self.high_frequency_turns:
             raise UserError(
                 f"Llama3Scaling.low_frequency_turns ({self.low_frequency_turns}) must be less than "
                 f"high_frequency_turns ({self.high_frequency_turns})."
             )
-
-    magnitude = 1.0
 
     def rescale(self, frequencies: Frequencies, theta: float, length: Length) -> Frequencies:
         turns = self.original_length * frequencies / (2 * math.pi)
@@ -158,7 +209,7 @@ class Llama3Scaling:
 
 
 @configurable
-class YarnScaling:
+class YarnScaling(RotaryScaling):
     """YaRN (Peng et al. 2023): as Llama 3's, blended linearly over the dims, and with sharper attention.
 
     Attributes:
@@ -178,13 +229,17 @@ class YarnScaling:
     attention_factor: float | None = None
 
     def __post_init__(self):
-        _check_factor(self)
+        _check_at_least_1(self, "factor", "original_length")
         if not 0 < self.beta_slow < self.beta_fast:
             raise UserError(
                 f"YarnScaling.beta_slow ({self.beta_slow}) must be positive and less than beta_fast ({self.beta_fast})."
             )
         if self.attention_factor is not None and self.attention_factor <= 0:
             raise UserError(f"YarnScaling.attention_factor is {self.attention_factor}: it must be positive, or None.")
+
+    def check(self, theta: float) -> None:
+        if theta <= 1:
+            raise UserError(f"RotaryConfig.theta is {theta}: with YarnScaling it must be above 1.")
 
     @property
     def magnitude(self) -> float:
@@ -206,15 +261,10 @@ class YarnScaling:
         return frequencies * (kept + (1 - kept) / self.factor)
 
 
-Scaling = LinearScaling | DynamicScaling | LongRopeScaling | Llama3Scaling | YarnScaling
-
-
-def _check_factor(scaling: Scaling) -> None:
-    name, length = type(scaling).__name__, getattr(scaling, "original_length", 1)
-    if getattr(scaling, "factor", 1) < 1:
-        raise UserError(f"{name}.factor is {scaling.factor}: it must be at least 1.")
-    if length < 1:
-        raise UserError(f"{name}.original_length is {length}: it must be at least 1.")
+def _check_at_least_1(scaling: RotaryScaling, *names: str) -> None:
+    for name in names:
+        if getattr(scaling, name) < 1:
+            raise UserError(f"{type(scaling).__name__}.{name} is {getattr(scaling, name)}: it must be at least 1.")
 
 
 @configurable
@@ -229,15 +279,15 @@ class RotaryConfig:
 
     theta: float = 10_000.0
     fraction: float = 1.0
-    scaling: Scaling | None = None
+    scaling: RotaryScaling | None = None
 
     def __post_init__(self):
         if self.theta <= 0:
             raise UserError(f"RotaryConfig.theta is {self.theta}: it must be positive.")
         if not 0 < self.fraction <= 1:
             raise UserError(f"RotaryConfig.fraction is {self.fraction}: it must be above 0 and at most 1.")
-        if isinstance(self.scaling, YarnScaling) and self.theta <= 1:
-            raise UserError(f"RotaryConfig.theta is {self.theta}: with YarnScaling it must be above 1.")
+        if self.scaling is not None:
+            self.scaling.check(self.theta)
 
     def rotated_dims(self, head_dim: int) -> int:
         """How many dims of a head are rotated: the first ones, in pairs."""
@@ -253,32 +303,6 @@ class RotaryConfig:
         return frequencies if self.scaling is None else self.scaling.rescale(frequencies, self.theta, length)
 
 
-@configurable
-class RelativeBiasConfig:
-    """T5's trainable bias on attention, by the distance of query and key (Raffel et al. 2020, section 2.1).
-
-    Attributes:
-      num_buckets: of distances; each has a bias per head, shared by all layers.
-      max_distance: from here on all distances are in one bucket.
-    """
-
-    num_buckets: int = 32
-    max_distance: int = 128
-
-    def __post_init__(self):
-        if self.num_buckets < 4 or self.num_buckets % 2:
-            raise UserError(f"RelativeBiasConfig.num_buckets is {self.num_buckets}: it must be even and at least 4.")
-        if self.max_distance <= self.num_buckets:
-            raise UserError(
-                f"RelativeBiasConfig.max_distance ({self.max_distance}) must exceed num_buckets ({self.num_buckets})."
-            )
-
-
-@configurable
-class AlibiConfig:
-    """A penalty on attention in proportion to distance, another slope for each head (ALiBi, Press et al. 2022)."""
-
-
 class LearnedPositions(Module):
     def __init__(self, config: LearnedPositionsConfig, d_model: int, *, init: Initializer, key: PRNGKeyArray):
         shape = (config.max_length, d_model)
@@ -289,14 +313,16 @@ class LearnedPositions(Module):
         return constrain(self.embedding[...], None, None)[positions + self.offset]
 
 
-def sinusoidal(
-    config: SinusoidalPositionsConfig, positions: Int[Array, "batch length"], d_model: int
-) -> Float[Array, "batch length embed"]:
+class SinusoidalPositions(Module):
     """First half sines, second half cosines, wavelengths geometric from 2 pi to 2 pi * max_wavelength."""
-    half = d_model // 2
-    frequencies = config.max_wavelength ** (-jnp.arange(half) / max(half - 1, 1))
-    angles = positions[..., None] * frequencies
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    def __init__(self, config: SinusoidalPositionsConfig, d_model: int):
+        self.max_wavelength, self.half = config.max_wavelength, d_model // 2
+
+    def __call__(self, positions: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+        frequencies = self.max_wavelength ** (-jnp.arange(self.half) / max(self.half - 1, 1))
+        angles = positions[..., None] * frequencies
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def rotate(

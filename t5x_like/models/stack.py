@@ -1,5 +1,6 @@
 """A stack of blocks: the one place that decides scanning over layers and rematerialisation."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -9,15 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention.biases import RelativeBias, alibi_slopes
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import fold_in
-from t5x_like.models.block import Block, BlockConfig, BlockState, Encoded
-from t5x_like.models.feedforward.routers import RouterStats
-from t5x_like.models.mixers.attention import Attend, TokenInfo, attend_within
-from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
+from t5x_like.models.block import Block, BlockConfig, BlockState
+from t5x_like.models.context import Bias, Context
+from t5x_like.models.feedforward.router_stats import RouterStats
+from t5x_like.models.layer_spec import LayerSpec
+from t5x_like.models.mixers.mixer import Mixer
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import (
     GraphDef,
@@ -27,17 +28,15 @@ from t5x_like.models.parameters import (
     ModuleDict,
     Params,
     merge,
-    parameter,
     split,
     stack_modules,
 )
-from t5x_like.models.positions import AlibiConfig, RelativeBiasConfig
+from t5x_like.models.position_biases import PositionBias
 from t5x_like.models.probe import in_layer
 from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.sharding.pipeline import gpipe as pipeline
 
 Vectors = Float[Array, "batch length embed"]
-Bias = Float[Array, "heads buckets"] | None
 LayerResults = dict[str, list[Any]]
 """State and router statistics of layers, by place in the cycle or number of the layer."""
 States = dict[str, dict[str, BlockState]]
@@ -92,12 +91,12 @@ class StackConfig:
     num_layers: int
     block: BlockConfig | tuple[BlockConfig, ...]
     first: tuple[BlockConfig, ...] = ()
-    position_bias: RelativeBiasConfig | AlibiConfig | None = None
-    final_norm: NormConfig | None = NormConfig()
-    scan_layers: bool = True
-    remat: Remat = "none"
-    remat_names: tuple[str, ...] = ()
-    pipeline: PipelineConfig = PipelineConfig()
+    position_bias: PositionBias | None = None
+    final_norm: Norm | None = NormConfig()
+    scan_layers: bool = inert(True)
+    remat: Remat = inert("none")
+    remat_names: tuple[str, ...] = inert(())
+    pipeline: PipelineConfig = inert(PipelineConfig())
 
     def __post_init__(self):
         if self.num_layers < 1:
@@ -124,13 +123,16 @@ class StackConfig:
     def _check_position_bias(self):
         if self.position_bias is None:
             return
-        kind, attentions = type(self.position_bias).__name__, [block.mixer for block in self.distinct]
-        if any(isinstance(attention, LatentAttentionConfig) or attention.rotary for attention in attentions):
+        kind = type(self.position_bias).__name__
+        if any(mixer.has_rotary for mixer in self.mixers):
             raise UserError(
                 f"StackConfig.position_bias is {kind} and its attention has rotary positions: a model has one or the "
                 "other. Set AttentionConfig.rotary = None or StackConfig.position_bias = None."
             )
-        if len(heads := {attention.num_heads for attention in attentions}) > 1:
+        heads = {mixer.num_heads for mixer in self.mixers if mixer.takes_bias}
+        if not heads:
+            raise UserError(f"StackConfig.position_bias is {kind}, but none of its mixers takes one: set it to None.")
+        if len(heads) > 1:
             raise UserError(
                 f"StackConfig.position_bias is {kind}, which all layers share, but their AttentionConfig.num_heads "
                 f"differ ({', '.join(map(str, sorted(heads)))}): make them equal."
@@ -145,6 +147,11 @@ class StackConfig:
     def distinct(self) -> tuple[BlockConfig, ...]:
         """Every block that is configured, once."""
         return self.first + self.cycle
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """The mixers of these."""
+        return tuple(block.mixer for block in self.distinct if block.mixer is not None)
 
     @property
     def blocks(self) -> tuple[BlockConfig, ...]:
@@ -178,6 +185,13 @@ class StackConfig:
             return ("unrolled", str(layer)), None
         number, place = divmod(layer - len(self.first), len(self.cycle))
         return ("scanned", str(place)), number
+
+    def build_bias(self, *, bidirectional: bool, init: Initializer, key: PRNGKeyArray) -> Module | None:
+        """The layer that makes the bias which all layers share."""
+        if self.position_bias is None:
+            return None
+        num_heads = next(mixer.num_heads for mixer in self.mixers if mixer.takes_bias)
+        return self.position_bias.build(num_heads, bidirectional=bidirectional, init=init, key=key)
 
     def checkpointed(self, function: Callable, *, in_scan: bool) -> Callable:
         """`function` with this remat policy."""
@@ -216,36 +230,30 @@ class Stack(Module):
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, config.num_layers + 1)
-        build = lambda block, key: Block(block, d_model, mask=mask, inits=inits, dtype=dtype, key=key)
+        spec = LayerSpec(d_model, mask, inits, dtype)
+        build = lambda block, key: Block(block, spec, key)
         blocks, begin, size = config.blocks, len(config.first), len(config.cycle)
         layers = lambda place: keys[begin + place : begin + config.num_cycles * size : size]
         scanned = {str(i): stack_modules(partial(build, config.cycle[i]), layers(i)) for i in range(size)}
         unrolled = {str(i): build(blocks[i], keys[i]) for i in config.unrolled}
         self.scanned = ModuleDict(scanned) if config.num_cycles else None
         self.unrolled = ModuleDict(unrolled) if unrolled else None
-        self.position_bias = PositionBias(config, bidirectional=not mask.causal, init=inits.kernel, key=keys[-1])
-        self.final_norm = None if config.final_norm is None else Norm(config.final_norm, d_model)
+        self.position_bias = config.build_bias(bidirectional=not mask.causal, init=inits.kernel, key=keys[-1])
+        self.final_norm = None if config.final_norm is None else config.final_norm.build(d_model)
         self.config = config
 
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        *,
-        tokens: TokenInfo,
-        attend: Attend = attend_within,
-        encoded: Encoded | None = None,
+        context: Context,
         states: States | None = None,
-        dropout_key: PRNGKeyArray | None = None,
     ) -> StackOutput:
-        """Runs all layers; what belongs to scanned layers is stacked over the cycles.
-
-        `dropout_key` is one, or one per row, which a pipeline needs; without it there is no dropout.
-        """
-        run = self.run_of(Rows(tokens, encoded, dropout_key), attend)
+        """Runs all layers; what belongs to scanned layers is stacked over the cycles."""
+        context = self.biased(context)
         given = {"scanned": {}, "unrolled": {}} if states is None else states
-        x, begun = self.begin(x, run, given["unrolled"])
-        x, cycles = self.run_cycles(x, run, given["scanned"])
-        x, ended = self.end(x, run, given["unrolled"])
+        x, begun = self.begin(x, context, given["unrolled"])
+        x, cycles = self.run_cycles(x, context, given["scanned"])
+        x, ended = self.end(x, context, given["unrolled"])
         states, stats = (
             {kind: {i: both[which] for i, both in layers.items()} for kind, layers in new.items()}
             for new in ({"scanned": cycles, "unrolled": begun | ended},)
@@ -253,29 +261,32 @@ class Stack(Module):
         )
         return StackOutput(x, states, stats)
 
-    def run_of(self, rows: "Rows", attend: Attend = attend_within) -> "Run":
-        return Run(partial(self.position_bias.added_to, attend), self.position_bias.parameters(), rows)
+    def biased(self, context: Context) -> Context:
+        """The context of a run of these layers."""
+        return dataclasses.replace(context, bias=Bias() if self.position_bias is None else self.position_bias())
 
-    def begin(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+    def begin(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """The layers before the cycles."""
-        return self.run_unrolled(x, [i for i in self.config.unrolled if i < len(self.config.first)], run, states)
+        return self.run_unrolled(x, [i for i in self.config.unrolled if i < len(self.config.first)], context, states)
 
-    def end(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+    def end(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """The layers behind the cycles, and the last norm."""
-        x, results = self.run_unrolled(x, [i for i in self.config.unrolled if i >= len(self.config.first)], run, states)
+        x, results = self.run_unrolled(
+            x, [i for i in self.config.unrolled if i >= len(self.config.first)], context, states
+        )
         return x if self.final_norm is None else self.final_norm(x), results
 
     def run_unrolled(
-        self, x: Vectors, layers: Sequence[int], run: "Run", states: dict[str, BlockState]
+        self, x: Vectors, layers: Sequence[int], context: Context, states: dict[str, BlockState]
     ) -> tuple[Vectors, LayerResults]:
         results = {}
         for i in layers:
             graphdef, params = split(self.unrolled[str(i)])
-            layer = self.config.checkpointed(partial(run.layer, graphdef), in_scan=False)
-            x, *results[str(i)] = layer(x, params, states.get(str(i)), jnp.int32(i), run.rows, run.bias)
+            layer = self.config.checkpointed(partial(run_layer, graphdef), in_scan=False)
+            x, *results[str(i)] = layer(x, params, states.get(str(i)), jnp.int32(i), context)
         return x, results
 
-    def run_cycles(self, x: Vectors, run: "Run", states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+    def run_cycles(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """Scans the cycles, or, where the mesh has stages, pipelines them."""
         config, count = self.config, self.config.num_cycles
         if not count:
@@ -283,24 +294,24 @@ class Stack(Module):
         layers = split(self.scanned)[1], states, jnp.arange(count)
         stages = pipeline.num_stages()
         if stages == 1 or states:
-            return self.scan_cycles(x, layers, run)
+            return self.scan_cycles(x, layers, context)
         schedule = config.pipeline
         padding = pipeline.padding(count, stages, schedule.repeats)
         x, results = pipeline.pipelined(
             lambda layers, x, rows, bias: self.scan_cycles(
-                x, layers, run._replace(rows=rows, bias=bias), padded=padding > 0
+                x, layers, dataclasses.replace(rows, bias=bias), padded=padding > 0
             ),
             (pipeline.padded(layers[0], padding), {}, jnp.arange(count + padding)),
             x,
-            run.rows,
-            run.bias,
+            dataclasses.replace(context, bias=None),
+            context.bias,
             num_microbatches=schedule.num_microbatches,
             repeats=schedule.repeats,
         )
         return x, jax.tree.map(lambda a: a[:count], results)
 
     def scan_cycles(
-        self, x: Vectors, layers: tuple[Params, Any, Array], run: "Run", *, padded: bool = False
+        self, x: Vectors, layers: tuple[Params, Any, Array], context: Context, *, padded: bool = False
     ) -> tuple[Vectors, LayerResults]:
         """Runs cycles, given as their parameters, states and numbers.
 
@@ -308,13 +319,13 @@ class Stack(Module):
         """
         config, size = self.config, len(self.config.cycle)
         graphdefs = [split(self.scanned[str(i)])[0] for i in range(size)]
-        blocks = [config.checkpointed(partial(run.layer, graphdef), in_scan=True) for graphdef in graphdefs]
+        blocks = [config.checkpointed(partial(run_layer, graphdef), in_scan=True) for graphdef in graphdefs]
 
         def cycle(x: Vectors, layer: tuple[Params, Any, Array]) -> tuple[Vectors, LayerResults]:
             params, states, number = layer
             results, begin = {}, len(config.first) + number * size
             for i, block in enumerate(blocks):
-                x, *results[str(i)] = block(x, params[str(i)], states.get(str(i)), begin + i, run.rows, run.bias)
+                x, *results[str(i)] = block(x, params[str(i)], states.get(str(i)), begin + i, context)
             return x, results
 
         def cycle_or_nothing(x, layer):
@@ -324,70 +335,16 @@ class Stack(Module):
         return lax.scan(cycle_or_nothing if padded else cycle, x, layers)
 
 
-class Rows(NamedTuple):
-    """What belongs to the rows of a batch, beside the vectors.
-
-    Attributes:
-      tokens: whose vectors they are.
-      encoded: what a decoder attends to.
-      dropout_key: one, or one per row; None: no dropout.
-    """
-
-    tokens: TokenInfo
-    encoded: Encoded | None = None
-    dropout_key: PRNGKeyArray | None = None
-
-
-class Run(NamedTuple):
-    """One run of a stack's layers.
-
-    Attributes:
-      attend_with: from the parameters of the position bias to the core of attention.
-      bias: these parameters.
-      rows: of the batch.
-    """
-
-    attend_with: Callable[[Bias], Attend]
-    bias: Bias
-    rows: Rows
-
-    def layer(
-        self,
-        graphdef: GraphDef,
-        x: Vectors,
-        params: Params,
-        state: BlockState | None,
-        number: Int[Array, ""],
-        rows: Rows,
-        bias: Bias,
-    ) -> tuple[Vectors, BlockState | None, RouterStats | None]:
-        """One layer; its number makes its random numbers."""
-        block, attend = merge(graphdef, params), self.attend_with(bias)
-        key = None if rows.dropout_key is None else fold_in(rows.dropout_key, number)
-        with in_layer("stack" if rows.encoded is None else "decoder", number):
-            return block(x, tokens=rows.tokens, attend=attend, encoded=rows.encoded, state=state, dropout_key=key)
-
-
-class PositionBias(Module):
-    """The bias that a stack's layers share, by distance of query and key: T5's table, or ALiBi's slopes."""
-
-    def __init__(self, config: StackConfig, *, bidirectional: bool, init: Initializer, key: PRNGKeyArray):
-        self.config = config.position_bias
-        self.num_heads = config.blocks[0].mixer.num_heads
-        self.bidirectional = bidirectional
-        is_table = isinstance(self.config, RelativeBiasConfig)
-        shape = (self.num_heads, self.config.num_buckets if is_table else 0)
-        self.table = parameter(init(key, shape, *shape[::-1]), ("heads", "buckets")) if is_table else None
-
-    def parameters(self) -> Bias:
-        return None if self.table is None else self.table[...]
-
-    def added_to(self, attend: Attend, parameters: Bias) -> Attend:
-        """`attend` with the bias among its options."""
-        match self.config:
-            case RelativeBiasConfig():
-                spec = RelativeBias(self.config.num_buckets, self.config.max_distance, self.bidirectional)
-                return partial(attend, relative_bias=(spec, parameters))
-            case AlibiConfig():
-                return partial(attend, alibi_slopes=alibi_slopes(self.num_heads))
-        return attend
+def run_layer(
+    graphdef: GraphDef,
+    x: Vectors,
+    params: Params,
+    state: BlockState | None,
+    number: Int[Array, ""],
+    context: Context,
+) -> tuple[Vectors, BlockState | None, RouterStats | None]:
+    """One layer; its number makes its random numbers."""
+    if context.dropout_key is not None:
+        context = context.with_key(fold_in(context.dropout_key, number))
+    with in_layer("stack" if context.encoded is None else "decoder", number):
+        return merge(graphdef, params)(x, context, state)

@@ -8,22 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, import_parts, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import split_keys
-from t5x_like.models.block import Encoded
+from t5x_like.models.context import Attend, Context, Encoded, TokenInfo, attend_within
 from t5x_like.models.feedforward.mlp import dropout
-from t5x_like.models.heads import HEADS, HeadConfig, HeadOptions, LanguageModelHeadConfig
-from t5x_like.models.mixers.attention import Attend, TokenInfo, attend_within
-from t5x_like.models.norms import Norm, NormConfig
+from t5x_like.models.heads.head import Head, HeadSpec
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
+from t5x_like.models.norms import Norm
 from t5x_like.models.parameters import InitializerConfig, Initializers, Module, parameter
-from t5x_like.models.positions import (
-    LearnedPositions,
-    LearnedPositionsConfig,
-    SinusoidalPositionsConfig,
-    sinusoidal,
-)
+from t5x_like.models.positions import Positions
 from t5x_like.models.stack import Stack, StackConfig, StackOutput, States
 from t5x_like.models.token_loss import Batch
 from t5x_like.sharding.logical import constrain
@@ -60,15 +55,15 @@ class TransformerConfig:
     d_model: int
     vocab_size: int | None = None
     scale_embedding: bool = False
-    positions: LearnedPositionsConfig | SinusoidalPositionsConfig | None = None
+    positions: Positions | None = None
     num_token_types: int = 0
-    embedding_norm: NormConfig | None = None
-    head: HeadConfig = LanguageModelHeadConfig()
-    dropout_rate: float = 0.0
-    kernel_init: InitializerConfig = InitializerConfig()
-    residual_init: Literal["depth_scaled", "same", "fixup", "t_fixup"] = "depth_scaled"
-    embedding_init: InitializerConfig = InitializerConfig()
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    embedding_norm: Norm | None = None
+    head: Head = LanguageModelHeadConfig()
+    dropout_rate: float = inert(0.0)
+    kernel_init: InitializerConfig = inert(InitializerConfig())
+    residual_init: Literal["depth_scaled", "same", "fixup", "t_fixup"] = inert("depth_scaled")
+    embedding_init: InitializerConfig = inert(InitializerConfig())
+    dtype: Literal["float32", "bfloat16"] = inert("bfloat16")
 
     def __post_init__(self):
         name = type(self).__name__
@@ -80,11 +75,12 @@ class TransformerConfig:
             raise UserError(f"{name}.num_token_types is {self.num_token_types}: it must not be negative.")
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"{name}.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
-        if isinstance(self.positions, SinusoidalPositionsConfig) and self.d_model % 2:
-            raise UserError(f"{name}.d_model is {self.d_model}: sinusoidal positions need an even d_model.")
+        if self.positions is not None:
+            self.positions.check(self.d_model)
         for stack_name, stack in self.stacks.items():
+            for mixer in stack.mixers:
+                mixer.check(self.d_model)
             for block in stack.distinct:
-                block.mixer.head_size(self.d_model)
                 self._check_cross_attention(stack_name, block.cross_attention is not None)
 
     def _check_cross_attention(self, stack: str, crosses: bool):
@@ -110,9 +106,19 @@ class TransformerConfig:
         }
 
     @property
+    def reads_inputs(self) -> bool:
+        """Whether texts to read and texts to write are apart: an encoder-decoder."""
+        return len(self.stacks) > 1
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether it predicts the next token."""
+        return self.features == "decoder" and self.head.writes_text
+
+    @property
     def uses_dropout(self) -> bool:
         blocks = (block for stack in self.stacks.values() for block in stack.distinct)
-        return bool(self.dropout_rate or getattr(self.head, "dropout_rate", 0)) or any(b.uses_dropout for b in blocks)
+        return self.dropout_rate > 0 or self.head.uses_dropout or any(block.uses_dropout for block in blocks)
 
     def initializers(self, stack: str) -> Initializers:
         """How the projections of a stack's blocks start."""
@@ -199,13 +205,11 @@ class Transformer(Module):
             init(key, (rows, config.d_model), rows, config.d_model), (axis, "embed")
         )
         self.embedding = table(keys[0], config.vocab_size, "vocab")
-        learned = isinstance(config.positions, LearnedPositionsConfig)
-        self.positions = LearnedPositions(config.positions, config.d_model, init=init, key=keys[1]) if learned else None
+        self.positions = config.positions and config.positions.build(config.d_model, init=init, key=keys[1])
         self.token_types = table(keys[2], config.num_token_types, "position") if config.num_token_types else None
-        self.embedding_norm = config.embedding_norm and Norm(config.embedding_norm, config.d_model)
-        self.head = HEADS[type(config.head)](
-            config.head,
-            HeadOptions(
+        self.embedding_norm = config.embedding_norm and config.embedding_norm.build(config.d_model)
+        self.head = config.head.build(
+            HeadSpec(
                 d_model=config.d_model,
                 vocab_size=config.vocab_size,
                 features=config.features,
@@ -231,8 +235,6 @@ class Transformer(Module):
             x = x * math.sqrt(self.config.d_model)
         if self.positions is not None:
             x = x + self.positions(tokens.positions)
-        elif self.config.positions is not None:
-            x = x + sinusoidal(self.config.positions, tokens.positions, self.config.d_model)
         if self.token_types is not None:
             x = x + self.token_types[...][jnp.zeros_like(tokens.ids) if token_types is None else token_types]
         if self.embedding_norm is not None:
@@ -270,17 +272,16 @@ class Decoder(Transformer):
         Args:
           tokens: see `token_info`.
           dropout_key: one, or one per row (a pipeline needs that); turns dropout on, where the configuration has any.
-          attend: the core of attention (see `models.attention.Attend`).
+          attend: the core of attention (see `models.context.Attend`).
           states: the layers' states for `attend`.
         """
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
         x = self.embed(tokens, dropout_key=embed_key)
-        return self.stack(x, tokens=self.ordered(tokens), attend=attend, states=states, dropout_key=stack_key)
+        return self.stack(x, Context(self.ordered(tokens), dropout_key=stack_key, attend=attend), states)
 
     def ordered(self, tokens: TokenInfo) -> TokenInfo:
-        chunks = any(getattr(block.mixer, "chunk", None) for block in self.config.stack.distinct)
-        # Chunks are counted from the beginning of each segment.
-        return tokens._replace(order=tokens.positions) if chunks and tokens.order is None else tokens
+        counts = any(mixer.needs_order for mixer in self.config.stack.mixers)
+        return tokens._replace(order=tokens.positions) if counts and tokens.order is None else tokens
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
         tokens = token_info(batch, "decoder")
@@ -300,7 +301,7 @@ class Encoder(Transformer):
         """Vectors behind the last layer; `token_types` are ids in [0, num_token_types), None: 0 everywhere."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
         x = self.embed(tokens, token_types=token_types, dropout_key=embed_key)
-        return self.stack(x, tokens=tokens, dropout_key=stack_key)
+        return self.stack(x, Context(tokens, dropout_key=stack_key))
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
         tokens = token_info(batch, "encoder")
@@ -318,7 +319,7 @@ class EncoderDecoder(Transformer):
     def encode(self, tokens: TokenInfo, *, dropout_key: PRNGKeyArray | None = None) -> StackOutput:
         """Vectors behind the encoder's last layer."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        return self.encoder(self.embed(tokens, dropout_key=embed_key), tokens=tokens, dropout_key=stack_key)
+        return self.encoder(self.embed(tokens, dropout_key=embed_key), Context(tokens, dropout_key=stack_key))
 
     def decode(
         self,
@@ -332,7 +333,7 @@ class EncoderDecoder(Transformer):
         """Vectors behind the decoder's last layer; the arguments are those of `Decoder`."""
         embed_key, stack_key = self.dropout_keys(dropout_key, 2)
         x = self.embed(tokens, dropout_key=embed_key)
-        return self.decoder(x, tokens=tokens, encoded=encoded, attend=attend, states=states, dropout_key=stack_key)
+        return self.decoder(x, Context(tokens, encoded, dropout_key=stack_key, attend=attend), states)
 
     def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
         encoder_key, decoder_key = self.dropout_keys(dropout_key, 2)
@@ -355,3 +356,6 @@ def token_info(batch: Batch, side: Literal["encoder", "decoder"] = "decoder") ->
     if given["positions"] is None:
         given["positions"] = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     return TokenInfo(ids=ids, **given)
+
+
+import_parts("t5x_like.models.heads")

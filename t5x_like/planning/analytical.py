@@ -14,7 +14,6 @@ from jax.sharding import AbstractMesh, AxisType
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.target import compiling_for
-from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.planning.collectives import Network
 from t5x_like.planning.flops import count_flops
 from t5x_like.planning.liveness import batch_shares, peak_bytes, sharded_size
@@ -22,8 +21,8 @@ from t5x_like.planning.memory import Memory, exact_parts
 from t5x_like.planning.plan import Plan, Request
 from t5x_like.planning.timing import EFFICIENCY, Collective, Segment, Timing
 from t5x_like.planning.topology import Topology
-from t5x_like.sharding.logical import RULES, is_axes
 from t5x_like.sharding.mesh import MESH_AXES, MeshConfig
+from t5x_like.sharding.placement import is_axes
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.job import Job, set_up
 
@@ -61,7 +60,7 @@ def analytical_plan(request: Request, lower: bool = True, traces: dict | None = 
             {} if traces is None else traces,
             repr((_without_mesh(experiment), [sizes[axis] for axis in IN_THE_PROGRAM])),
         )
-        with jax.sharding.use_abstract_mesh(mesh):
+        with job.placement.use():
             traced = kept.get(key) or jax.jit(job.train_step).trace(job.state, job.batch)
             kept[key] = traced
             if lower and chip.platform == "gpu":
@@ -107,7 +106,7 @@ def predicted_memory(job: Job, jaxpr: Any, sizes: dict[str, int], experiment: Ex
 
 def _tensor_dims(job: Job) -> set[int]:
     """Sizes of the dims that the tensor axis splits."""
-    names = {name for name, axes in RULES if "tensor" in axes}
+    names = {name for name, axes in job.placement.rules if "tensor" in axes}
     dims = set()
     for array, axes in zip(jax.tree.leaves(job.state.params), _axes(job), strict=True):
         local = array.sharding.shard_shape(array.shape)
@@ -174,11 +173,11 @@ def _collectives(job: Job, request: Request, sizes: dict[str, int], parts: int) 
         if "tensor" in spec and axes[-1] == "embed" and len(axes) > 2:
             add("all-reduce", "tensor", 2 * layers * parts, activation)  # of the block, forward and backward
     for block in (block for stack in job.model.stacks.values() for block in stack.blocks):
-        keys_and_values = sum(map(math.prod, block.mixer.key_value_shapes(job.model.d_model))) / sizes["tensor"]
-        gathered = tokens * sizes["sequence"] * keys_and_values * 2
+        exchanged = 0 if block.mixer is None else block.mixer.exchanged(job.model.d_model) / sizes["tensor"]
+        gathered = tokens * sizes["sequence"] * exchanged * 2
         add("all-gather", "sequence", 2 * parts, gathered)
         add("reduce-scatter", "sequence", parts, gathered)
-        if isinstance(block.feedforward, MoEConfig):  # every device sees its group's tokens, forward and backward
+        if block.num_experts is not None:  # every device sees its group's tokens, forward and backward
             add("all-gather", "expert", 2 * parts, activation * sizes["expert"])
             add("reduce-scatter", "expert", 2 * parts, activation * sizes["expert"])
     return sorted(found.values(), key=lambda c: -c.seconds)

@@ -1,7 +1,6 @@
 """Asks the compiler, in a process of its own, and remembers its answers."""
 
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import t5x_like
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint, new_file
 from t5x_like.planning.plan import Plan, Request
 
 # libtpu must not look for the machine it would run on, nor keep others from loading it.
@@ -57,9 +57,8 @@ def compile_plan(request: Request, cache: Path | None = None) -> Plan:
         answer = _ask(request, Path(directory))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(pickle.dumps(answer))
-        os.replace(unfinished, kept)
+        with new_file(kept) as aside:
+            aside.write_bytes(pickle.dumps(answer))
     return answer
 
 
@@ -118,12 +117,9 @@ def _key(request: Request) -> str:
     if request.topology.chip.platform == "tpu":
         versions.append(importlib.metadata.version("libtpu"))
     facts = (repr(request), versions, _source_digest(), os.environ.get("XLA_FLAGS", ""))
-    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+    return fingerprint(repr(facts))
 
 
 @functools.cache
 def _source_digest() -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(Path(t5x_like.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return fingerprint(b"".join(path.read_bytes() for path in sorted(Path(t5x_like.__file__).parent.rglob("*.py"))))

@@ -1,8 +1,8 @@
 """A plan as one HTML file that needs no network: memory, the timeline of a step, the search's plot."""
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 
+from t5x_like.page import Markup, element, page, table
 from t5x_like.planning.plan import Plan
 from t5x_like.planning.report import duration, memory_parts, number
 from t5x_like.planning.search import Result, pareto_front
@@ -21,63 +21,51 @@ COLOURS = {
     "compute": "#3ca951",
     "collective": "#ff725c",
 }
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1 { font-size: 1.35em } h2 { font-size: 1.1em; margin: 1.8em 0 .4em } small, .dim { color: #666 }
-svg { width: 100%; height: auto; display: block } text { font: 12px system-ui, sans-serif; fill: #222 }
-table { border-collapse: collapse } td, th { padding: .15em 1.2em .15em 0; text-align: left } .n { text-align: right }
-@media (prefers-color-scheme: dark) {
-  body { background: #181818; color: #ddd } text { fill: #ddd } .dim { color: #999 }
-}
-"""
 WIDTH = 1000
 
 
-def page(plan: Plan, results: Sequence[Result] = ()) -> str:
+def plan_page(plan: Plan, results: Sequence[Result] = ()) -> str:
     """The page of a plan; with the results of a search, also their scatter plot."""
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     title = f"{number(plan.num_parameters)} parameters on {plan.topology.describe()}"
     made = {"compiler": "compiled by", "quick": "memory compiled by", "model": "analytical model"}[plan.source]
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>mesh {escape(mesh)}; {number(plan.tokens_per_step)} tokens per step; {made} {escape(plan.versions)}</p>",
-        "<h2>Memory per device</h2>",
-        _memory(plan),
+        element("h1", title),
+        element("p", f"mesh {mesh}; {number(plan.tokens_per_step)} tokens per step; {made} {plan.versions}"),
+        element("h2", "Memory per device"),
+        *_memory(plan),
     ]
     if plan.timing is not None:
         speed = f"{number(plan.tokens_per_second)} tokens/s" + (f", MFU {plan.mfu:.1%}" if plan.mfu else "")
         parts += [
-            f"<h2>A step: {duration(plan.seconds)} (estimated), {speed}</h2>",
-            _timeline(plan),
+            element("h2", f"A step: {duration(plan.seconds)} (estimated), {speed}"),
+            *_timeline(plan),
             _collectives(plan),
         ]
     if any(result.plan for result in results):
-        parts += ["<h2>Search: memory and time of the candidates</h2>", _scatter(results)]
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-    return f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
+        parts += [element("h2", "Search: memory and time of the candidates"), *_scatter(results)]
+    return page(title, parts)
 
 
-def _memory(plan: Plan) -> str:
+def _memory(plan: Plan) -> Iterator[Markup]:
     parts, capacity = memory_parts(plan), plan.topology.chip.memory
     whole, x, bars, rows = max(capacity, plan.memory.total), 0.0, [], []
     for name, size in parts.items():
         width = WIDTH * size / whole
-        label = f"{name}: {size / GiB:.2f} GiB"
-        bars.append(_rectangle(x, 0, width, 40, COLOURS[name], label))
-        swatch = f'<span style="color:{COLOURS[name]}">&#9632;</span>'
+        bars.append(_rectangle(x, 0, width, 40, COLOURS[name], f"{name}: {size / GiB:.2f} GiB"))
+        swatch = element("span", Markup("&#9632;"), style=f"color:{COLOURS[name]}")
         kind = "exact" if name in plan.memory.exact else "estimated" if plan.source == "model" else "compiler"
-        rows.append(
-            f'<tr><td>{swatch} {name}</td><td class="n">{size / GiB:.3f} GiB</td><td class="dim">{kind}</td></tr>'
-        )
+        rows.append([element("td", swatch, " ", name), f"{size / GiB:.3f} GiB", element("td", kind, kind="dim")])
         x += width
-    outline = f'<rect x="0" y="0" width="{WIDTH}" height="40" fill="none" stroke="#888"/>'
+    outline = element("rect", x=0, y=0, width=WIDTH, height=40, fill="none", stroke="#888")
     of = f" of {capacity / GiB:.1f}" if capacity else ""
-    verdict = " &mdash; <b>does not fit</b>" if plan.out_of_memory else ""
-    total = f"<p>{plan.memory.total / GiB:.2f}{of} GiB{verdict}</p>"
-    return f"{_svg(40, [*bars, outline], 'memory')}{total}<table>{''.join(rows)}</table>"
+    verdict = (" \N{EM DASH} ", element("b", "does not fit")) if plan.out_of_memory else ()
+    yield _svg(40, [*bars, outline], "memory")
+    yield element("p", f"{plan.memory.total / GiB:.2f}{of} GiB", *verdict)
+    yield table(rows)
 
 
-def _timeline(plan: Plan) -> str:
+def _timeline(plan: Plan) -> Iterator[Markup]:
     """Computation above, collectives that nothing hides below; the names appear where the pointer rests."""
     lanes = {"compute": 0, "collective": 34}
     shapes = [
@@ -91,58 +79,54 @@ def _timeline(plan: Plan) -> str:
         )
         for s in plan.timing.timeline
     ]
+    anchors = ("start", "middle", "middle", "middle", "end")
     ticks = [
-        f'<text x="{WIDTH * n / 4}" y="82" text-anchor="{("start", "middle", "middle", "middle", "end")[n]}">'
-        f"{duration(plan.seconds * n / 4)}</text>"
-        for n in range(5)
+        element("text", duration(plan.seconds * n / 4), x=WIDTH * n / 4, y=82, text_anchor=anchor)
+        for n, anchor in enumerate(anchors)
     ]
+    yield _svg(86, [*shapes, *ticks], "timeline")
     note = "above: computation; below: waiting for the network. A loop shows one turn, stretched to all."
-    return _svg(86, [*shapes, *ticks], "timeline") + f'<p class="dim">{note}</p>'
+    yield element("p", note, kind="dim")
 
 
-def _collectives(plan: Plan) -> str:
+def _collectives(plan: Plan) -> Markup:
     rows = [
-        f'<tr><td>{c.kind}</td><td>{escape(c.axes)}</td><td class="n">{c.count:,.0f}</td>'
-        f'<td class="n">{c.bytes / 1e9:.2f} GB</td><td class="n">{duration(c.seconds)}</td>'
-        f'<td class="n">{duration(c.exposed)}</td></tr>'
+        (c.kind, c.axes, f"{c.count:,.0f}", f"{c.bytes / 1e9:.2f} GB", duration(c.seconds), duration(c.exposed))
         for c in plan.timing.collectives
     ]
-    names = ("collective", "axes", "per step", "bytes per device", "network", "exposed")
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{''.join(rows)}</table>"
+    return table(rows, ("collective", "axes", "per step", "bytes per device", "network", "exposed"))
 
 
-def _scatter(results: Sequence[Result]) -> str:
+def _scatter(results: Sequence[Result]) -> Iterator[Markup]:
     """Memory to the right, time upwards; the front is filled."""
     shown = [r for r in results if r.plan is not None and r.plan.seconds]
     front = [id(r) for r in pareto_front(list(shown))]
     most = max(r.plan.memory.total for r in shown) * 1.05
     longest = max(r.plan.seconds for r in shown) * 1.05
-    points = []
+    points, colour = [], COLOURS["activations"]
     for result in shown:
         x = 60 + (WIDTH - 80) * result.plan.memory.total / most
         y = 320 - 300 * result.plan.seconds / longest
-        fill = COLOURS["activations"] if id(result) in front else "none"
-        label = f"{duration(result.plan.seconds)}, {result.plan.memory.total / GiB:.1f} GiB: " + ", ".join(
-            result.candidate.gin()
+        figures = f"{duration(result.plan.seconds)}, {result.plan.memory.total / GiB:.1f} GiB"
+        title = element("title", f"{figures}: {', '.join(result.candidate.gin())}")
+        fill = colour if id(result) in front else "none"
+        points.append(
+            element("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=6, fill=fill, stroke=colour, stroke_width=2)
         )
-        circle = (
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{fill}" stroke="{COLOURS["activations"]}" stroke-width="2">'
-        )
-        points.append(f"{circle}<title>{escape(label)}</title></circle>")
     axes = [
-        '<path d="M60 10V320H990" fill="none" stroke="#888"/>',
-        f'<text x="{WIDTH - 10}" y="340" text-anchor="end">{most / GiB:.0f} GiB per device</text>',
-        f'<text x="56" y="20" text-anchor="end">{duration(longest)}</text>',
-        '<text x="56" y="320" text-anchor="end">0</text>',
+        element("path", d="M60 10V320H990", fill="none", stroke="#888"),
+        element("text", f"{most / GiB:.0f} GiB per device", x=WIDTH - 10, y=340, text_anchor="end"),
+        element("text", duration(longest), x=56, y=20, text_anchor="end"),
+        element("text", 0, x=56, y=320, text_anchor="end"),
     ]
-    return _svg(350, [*axes, *points], "search") + '<p class="dim">filled: none is better in both memory and time.</p>'
+    yield _svg(350, [*axes, *points], "search")
+    yield element("p", "filled: none is better in both memory and time.", kind="dim")
 
 
-def _rectangle(x: float, y: float, width: float, height: float, fill: str, label: str) -> str:
-    place = f'x="{x:.2f}" y="{y}" width="{width:.2f}" height="{height}"'
-    return f'<rect {place} fill="{fill}"><title>{escape(label)}</title></rect>'
+def _rectangle(x: float, y: float, width: float, height: float, fill: str, label: str) -> Markup:
+    place = {"x": f"{x:.2f}", "y": y, "width": f"{width:.2f}", "height": height}
+    return element("rect", element("title", label), **place, fill=fill)
 
 
-def _svg(height: int, shapes: list[str], name: str) -> str:
-    box = f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}"'
-    return f"<svg {box}>{''.join(shapes)}</svg>"
+def _svg(height: int, shapes: list[Markup], name: str) -> Markup:
+    return element("svg", *shapes, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=name)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5x_like.errors import UserError
-from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.planning.analytical import analytical_plan
 from t5x_like.planning.compile import CompilerCrash, compile_plan, has_compiler
 from t5x_like.planning.plan import Plan, Request
@@ -85,7 +84,7 @@ def _meshes(request: Request) -> Iterator[Settings]:
     """
     experiment, devices = request.experiment, request.topology.num_devices
     blocks = [block for stack in experiment.model.stacks.values() for block in stack.blocks]
-    experts = EXPERT if any(isinstance(block.feedforward, MoEConfig) for block in blocks) else (1,)
+    experts = EXPERT if any(block.num_experts is not None for block in blocks) else (1,)
     lengths = SEQUENCE if experiment.data.batch_size < devices else (1,)
     for tensor, expert, sequence, data in itertools.product(TENSOR, experts, lengths, _data_sizes(request.topology)):
         fsdp, rest = divmod(devices, tensor * expert * sequence * data)

@@ -50,7 +50,7 @@ def plan(request: Request, dump: Path) -> Plan:
     mesh = build_mesh(experiment.mesh, devices)
     with compiling_for(topology.chip_name, topology.num_devices):
         job = set_up(experiment, mesh, request.vocab_size)
-        with jax.set_mesh(mesh):
+        with job.placement.use():
             hardware_flops = count_flops(jax.make_jaxpr(job.train_step)(job.state, job.batch))
         start = time.perf_counter()
         compiled, needed = _compile(job, dump if request.quick else None)

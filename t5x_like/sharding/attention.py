@@ -20,6 +20,7 @@ from t5x_like.kernels.attention.flash import add_sinks
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.sharding import context
 from t5x_like.sharding.logical import automatic_axes, partition_spec
+from t5x_like.sharding.placement import current
 from t5x_like.sharding.token_runs import AXIS, Heads, Options, Side
 
 
@@ -158,9 +159,9 @@ def _split(arrays: Arrays) -> Split | None:
     if heads is None and tensor > 1:
         _log_once(f"attention: all {num_heads} heads on every device, because tensor={tensor} does not divide them.")
     inner = heads
-    if length and context.using.value.method == "ulysses":
+    if length and current().context.method == "ulysses":
         inner = (length,) if heads is None else (heads, length)
-    if length and context.using.value.method == "ring" and "stage" not in axes:
+    if length and current().context.method == "ring" and "stage" not in axes:
         raise UserError(
             "ContextConfig.method 'ring' cannot run in pipeline stages: those that wait take no part in sending from "
             "neighbour to neighbour. Use 'all_gather' or 'ulysses', or MeshConfig.stage = 1."

@@ -11,39 +11,17 @@ Nothing here knows of batch or heads: other axes have taken their share before.
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, Shaped
 
-from t5x_like.configurable import configurable
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.sharding.logical import constrain, length_shards
+from t5x_like.sharding.placement import current
 from t5x_like.sharding.ring import Result, Ring, ring_attention
 from t5x_like.sharding.token_runs import AXIS, Heads, Options, Side, attend, from_zigzag, pieces, to_zigzag
-
-
-@configurable
-class ContextConfig:
-    """How attention works where MeshConfig.sequence splits the length.
-
-    Attributes:
-      method: `all_gather` of keys and values (cheap with few key heads); `ulysses`, which exchanges heads for tokens
-        and needs at least as many heads as devices that share them; `ring`, whose memory does not grow with the whole
-        length. Layers with a sliding window exchange only what the window needs, except with `ulysses`.
-      balance: gives every device an early and a late part of each row, so that a causal mask leaves all of them the
-        same work. Ignored by `ulysses`, which needs it not, and where dropout is on, whose random numbers belong to
-        places in the row.
-    """
-
-    method: Literal["all_gather", "ulysses", "ring"] = "all_gather"
-    balance: bool = True
-
-
-using = jax.make_user_context(ContextConfig())
-"""The configuration in force: `with using(config): ...`; read while tracing."""
 
 _in_zigzag = jax.make_user_context(False)
 
@@ -59,7 +37,7 @@ def balanced(batch: dict[str, Array]) -> Iterator[dict[str, Array]]:
     Args:
       batch: features; those named `decoder_...` are [batch, length, ...].
     """
-    config, count = using.value, length_shards()
+    config, count = current().context, length_shards()
     tokens = batch.get("decoder_input_tokens")
     wanted = tokens is not None and count > 1 and config.balance and config.method != "ulysses"
     if not wanted or tokens.shape[1] % (2 * count):
@@ -96,7 +74,7 @@ def attend_to_all(options: Options, queries: Side, keys: Side, heads: Heads, cou
       pipelined: whether this runs in a stage of a pipeline. Then nothing is sent from neighbour to neighbour: XLA
         counts the devices of all stages in, and those of a stage that waits would be missed for ever.
     """
-    method = using.value.method
+    method = current().context.method
     in_zigzag = lies_in_zigzag(options.mask)
     if method == "ulysses":
         return _ulysses(options, queries, keys, heads)

@@ -1,74 +1,12 @@
-"""From logical names of dims to axes of the mesh."""
+"""What a traced function asks of the placement around it, and batches on their way to the devices."""
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
-RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("batch", ("data", "fsdp", "expert")),
-    ("length", ("sequence",)),
-    ("layers", ("stage",)),
-    ("expert", ("expert",)),
-    ("vocab", ("tensor",)),
-    ("heads", ("tensor",)),
-    ("kv_heads", ("tensor",)),
-    ("mlp", ("tensor",)),
-    ("embed", ("fsdp",)),
-    ("latent", ("fsdp",)),
-)
-"""In order of priority: a rule applies where its mesh axes are still free in the array and divide the dim.
-
-Names without a rule (head_dim, norm, position, router) stay whole. Activations and parameters share the table: in
-("batch", "length", "embed") the batch has taken `fsdp` before "embed" asks for it.
-"""
-
-
-SPLIT_ACTIVATIONS = (*(rule for rule in RULES if rule[0] != "length"), ("length", ("sequence", "tensor")))
-"""The rules with `MeshConfig.split_activations`: where heads and hidden units leave `tensor`, the length takes it."""
-
-split_activations = jax.make_user_context(False)
-"""Whether those rules are in force: `with split_activations(True): ...`; read while tracing."""
-
-
-def partition_spec(
-    axes: tuple[str | None, ...],
-    shape: tuple[int, ...],
-    mesh_shape: Mapping[str, int],
-    rules: tuple[tuple[str, tuple[str, ...]], ...] = RULES,
-) -> PartitionSpec:
-    """How an array of `shape` with these logical axes lies on a mesh with these axis sizes."""
-    assert len(axes) == len(shape), (axes, shape)
-    entries: list[tuple[str, ...] | str | None] = [None] * len(axes)
-    free = {axis for axis, size in mesh_shape.items() if size > 1}
-    for name, mesh_axes in rules:
-        usable = tuple(axis for axis in mesh_axes if axis in free)
-        if not usable or name not in axes:
-            continue
-        dim = axes.index(name)
-        if shape[dim] % math.prod(mesh_shape[axis] for axis in usable) == 0:
-            entries[dim] = usable if len(usable) > 1 else usable[0]
-            free -= set(usable)
-    return PartitionSpec(*entries)
-
-
-def is_axes(node: Any) -> bool:
-    """True for a leaf of a tree of logical axes: a plain tuple of names."""
-    return type(node) is tuple and all(isinstance(name, str) for name in node)
-
-
-def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
-    """A tree of `NamedSharding` for a tree of logical axes and an equal tree of arrays or `ShapeDtypeStruct`."""
-    return jax.tree.map(
-        lambda names, array: NamedSharding(mesh, partition_spec(names, array.shape, mesh.shape)),
-        axes,
-        shapes,
-        is_leaf=is_axes,
-    )
+from t5x_like.sharding.placement import RULES, current, partition_spec
 
 
 def local_rows(target: dict[str, jax.ShapeDtypeStruct]) -> slice | Int[np.ndarray, "rows"]:
@@ -106,14 +44,15 @@ def automatic_axes() -> dict[str, int]:
 
 
 def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
-    """Asks XLA to lay `x` out by its logical axes on the mesh in context (`jax.set_mesh`); None keeps a dim whole.
+    """Asks XLA to lay `x` out by its logical axes on the mesh in context (see `Placement`); None keeps a dim whole.
 
     Without a mesh it does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    rules = SPLIT_ACTIVATIONS if split_activations.value and "embed" in axes else RULES
+    placement = current()
+    rules = placement.activation_rules if "embed" in axes else placement.rules
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, automatic_axes(), rules))
 
 
@@ -124,7 +63,7 @@ def length_shards() -> int:
 
 def length_is_split() -> bool:
     """Whether activations may be split over the length on the mesh in context."""
-    return length_shards() > 1 or (split_activations.value and automatic_axes().get("tensor", 1) > 1)
+    return length_shards() > 1 or (current().split_activations and automatic_axes().get("tensor", 1) > 1)
 
 
 def batch_axes() -> tuple[str, ...]:

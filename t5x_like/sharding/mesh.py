@@ -1,22 +1,18 @@
 """The device mesh: six named axes over all devices."""
 
-import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.runtime.compiler_options import XlaProfile
-from t5x_like.sharding import context
-from t5x_like.sharding.context import ContextConfig
-from t5x_like.sharding.logical import split_activations
+from t5x_like.sharding.placement import FIXED, RULES, ContextConfig, Placement, Rules
 
 MESH_AXES = ("data", "fsdp", "stage", "expert", "sequence", "tensor")
 """Outermost first: `tensor`, which communicates most, gets the nearest devices."""
@@ -36,6 +32,9 @@ class MeshConfig:
       context: how attention works where `sequence` splits the length.
       split_activations: between the matrix products that `tensor` splits, splits activations over the length instead of
         keeping them whole on all its devices (Korthikanti et al. 2022, section 4.2.2): less memory, the same traffic.
+      logical_axis_rules: pairs of a name of dims and the axis, or axes, that split it, or None to keep it whole, e.g.
+        `('mlp', 'tensor')`; in order of priority (as in T5X). They replace the rules of parameters, and of activations
+        between operations, all but those of batch, length, layers and expert; None: the defaults of docs/meshes.md.
       slice_axis: the axis that crosses from slice to slice where several are joined by a data center's network; all
         others stay within a slice, whose links are faster.
       xla_profile: options of the compiler by name, see docs/meshes.md; None: its defaults.
@@ -49,6 +48,7 @@ class MeshConfig:
     tensor: int = 1
     context: ContextConfig = ContextConfig()
     split_activations: bool = False
+    logical_axis_rules: tuple[tuple[str, str | tuple[str, ...] | None], ...] | None = None
     slice_axis: Literal["data", "fsdp", "stage"] = "data"
     xla_profile: XlaProfile | None = None
 
@@ -60,6 +60,30 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             free = ", ".join(axis for axis, size in sizes.items() if size == -1)
             raise UserError(f"MeshConfig has -1 for {free}: at most one axis may take the devices left.")
+        for name, axes in self.rules:
+            if unknown := set(axes) - set(MESH_AXES):
+                raise UserError(
+                    f"MeshConfig.logical_axis_rules sends {name} to {', '.join(sorted(unknown))}: the axes of the mesh "
+                    f"are {', '.join(MESH_AXES)}."
+                )
+        if fixed := {name for name, _ in self.logical_axis_rules or ()} & set(FIXED):
+            raise UserError(
+                f"MeshConfig.logical_axis_rules has a rule for {', '.join(sorted(fixed))}: what splits "
+                f"{', '.join(FIXED)} is given by the parallelism itself; leave it out."
+            )
+
+    @property
+    def rules(self) -> Rules:
+        """The rules in force: those that nothing replaces, and then the given ones or the others of `RULES`."""
+        if self.logical_axis_rules is None:
+            return RULES
+        as_axes = lambda axes: (axes,) if isinstance(axes, str) else axes or ()
+        fixed = tuple(rule for rule in RULES if rule[0] in FIXED)
+        return (*fixed, *((name, as_axes(axes)) for name, axes in self.logical_axis_rules))
+
+    def on(self, mesh: Mesh | AbstractMesh) -> Placement:
+        """The choices of this configuration on a mesh; see `build_mesh`."""
+        return Placement(mesh, self.context, self.split_activations, self.rules)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -93,24 +117,6 @@ class MeshConfig:
         return ""
 
 
-@contextlib.contextmanager
-def choices_of(config: MeshConfig) -> Iterator[None]:
-    """What is traced within follows the choices of `config` that a mesh itself does not show."""
-    with context.using(config.context), split_activations(config.split_activations):
-        yield
-
-
-def traced_with(config: MeshConfig, function: Callable) -> Callable:
-    """`function`, traced with the choices of `config`."""
-
-    @functools.wraps(function)
-    def traced(*args):
-        with choices_of(config):
-            return function(*args)
-
-    return traced
-
-
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all), every axis automatic: XLA propagates shardings from constraints.
 
@@ -129,6 +135,11 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
             f"multiple of {slices}, e.g. {nearest}, or another MeshConfig.slice_axis."
         )
     return Mesh(_arranged(sizes, config.slice_axis, slices, devices), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
+
+
+def place(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Placement:
+    """The mesh over `devices` (default: all), with the choices of `config`; see `build_mesh`."""
+    return config.on(build_mesh(config, devices))
 
 
 def _arranged(sizes: dict[str, int], slice_axis: str, slices: int, devices: Sequence[jax.Device]) -> np.ndarray:

@@ -3,16 +3,10 @@
 from typing import Literal
 
 from t5x_like.checkpoints.policy import CheckpointConfig
-from t5x_like.configurable import configurable
-from t5x_like.data.build import DataConfig
+from t5x_like.configurable import configurable, players_of
+from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
-from t5x_like.models.heads import (
-    LanguageModelHeadConfig,
-    RegressionHeadConfig,
-    SequenceClassificationHeadConfig,
-    SpanHeadConfig,
-)
-from t5x_like.models.positions import LearnedPositionsConfig
+from t5x_like.models.heads.head import Head
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig
@@ -167,12 +161,8 @@ class Experiment:
 
     def __post_init__(self):
         self._check_features()
-        positions, length = self.model.positions, self.data.sequence_length
-        if isinstance(positions, LearnedPositionsConfig) and positions.max_length - positions.offset < length:
-            raise UserError(
-                f"DataConfig.sequence_length ({length}) exceeds LearnedPositionsConfig.max_length "
-                f"({positions.max_length}): lower the one or raise the other."
-            )
+        if self.model.positions is not None:
+            self.model.positions.check_length(self.data.sequence_length)
         if self.data.batch_size % self.run.gradient_accumulation:
             raise UserError(
                 f"DataConfig.batch_size ({self.data.batch_size}) is not a multiple of RunConfig.gradient_accumulation "
@@ -191,14 +181,7 @@ class Experiment:
                 f"DataConfig.objective = @{objective}() gives {' and '.join(sorted(given))} tokens: choose a model and "
                 "an objective that fit."
             )
-        self._check_head(model, objective)
-        classify_pairs = getattr(self.model.head, "classify_pairs", False)
-        if classify_pairs != ("pair_labels" in features):
-            raise UserError(
-                f"LanguageModelHeadConfig.classify_pairs is {classify_pairs}, but DataConfig.objective "
-                f"= @{objective}() has {'' if 'pair_labels' in features else 'no '}pairs to classify: change the one "
-                "or the other (MaskedLM.pairs)."
-            )
+        self._check_head(objective)
         biases = (stack.position_bias for stack in self.model.stacks.values())
         if "decoder_order" in features and any(bias is not None for bias in biases):
             raise UserError(
@@ -206,24 +189,28 @@ class Experiment:
                 "StackConfig.position_bias goes by where they stand: use rotary or learned positions."
             )
 
-    def _check_head(self, model: str, objective: str):
-        """The head must be scored by what the objective gives, and have the classes of the task."""
-        head, features = self.model.head, self.data.features
-        targets = {
-            LanguageModelHeadConfig: f"{self.model.features}_target_tokens",
-            SequenceClassificationHeadConfig: "labels",
-            RegressionHeadConfig: "targets",
-            SpanHeadConfig: "span_starts",
-        }
-        if targets.get(type(head)) not in features:
-            fitting = next(cls.__name__ for cls, target in targets.items() if target in features)
+    def _check_head(self, objective: str):
+        """The head must be scored by what the objective gives, and keep the rows together that it compares."""
+        head, side, features = self.model.head, self.model.features, self.data.features
+        if head.target(side) not in features:
+            fitting = [cls.__name__ for cls in players_of(Head) if cls.target(side) in features]
             raise UserError(
-                f"{model}.head is {type(head).__name__}, but DataConfig.objective = @{objective}() has other things to "
-                f"predict: use {fitting}."
+                f"{type(self.model).__name__}.head is {type(head).__name__}, but DataConfig.objective = @{objective}() "
+                f"has other things to predict: use {' or '.join(fitting) or 'another objective'}."
             )
-        for task in self.data.tasks:
-            if isinstance(head, SequenceClassificationHeadConfig) and head.num_classes != len(task.labels):
+        head.check(objective, features, self.data.tasks)
+        if head.compares_rows:
+            self._check_pairs(type(head).__name__)
+
+    def _check_pairs(self, head: str):
+        """What would part the rows that a head compares."""
+        values = {
+            "RunConfig.gradient_accumulation": (self.run.gradient_accumulation, 1),
+            "DataConfig.batch_size": (self.data.batch_size, self.data.batch_size // 2 * 2),
+            "the number of Mixture.sources": (len(self.data.tasks), 1),
+        }
+        for name, (value, fitting) in values.items():
+            if value != fitting:
                 raise UserError(
-                    f"SequenceClassificationHeadConfig.num_classes is {head.num_classes}, but "
-                    f"ClassificationTask.labels names {len(task.labels)} classes: make them the same."
+                    f"{name} is {value}, which would part the pairs of rows that {head} compares: use {fitting or 2}."
                 )

@@ -4,13 +4,9 @@ from collections.abc import Iterator
 
 import jax
 
-from t5x_like.models.feedforward.moe import MoEConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
-from t5x_like.models.mixers.attention import AttentionConfig
-from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.parameters import Params
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import DecoderConfig, ModelConfig
+from t5x_like.models.transformer import ModelConfig
 
 COUNTING_RULE = (
     "MFU: 6 FLOPs per token and parameter of a matrix product (output head and used experts included, embedding tables "
@@ -41,10 +37,6 @@ PEAK_FLOPS = {
 """Dense bfloat16 FLOP/s of one JAX device by its `device_kind` (Google Cloud TPU documentation, NVIDIA data sheets)."""
 
 
-EXPERTS = [["feedforward", name] for name in ("up", "gate", "down")]
-"""Paths of the parameters of a mixture of which a token uses some."""
-
-
 def peak_flops_per_second(device: jax.Device) -> float | None:
     """Returns the dense bfloat16 peak of one device, or None where it is not known (CPUs among them)."""
     return PEAK_FLOPS.get(device.device_kind)
@@ -64,21 +56,22 @@ def flops_per_row(config: ModelConfig, params: Params, lengths: dict[str, int]) 
       lengths: tokens of a row, of `encoder` and `decoder` where the model has them.
     """
     head = params.get("head", {})
-    tied = isinstance(config.head, LanguageModelHeadConfig) and config.head.tie_embeddings
-    in_head = (config.vocab_size * config.d_model if tied else 0) + sum(
+    in_head = (config.vocab_size * config.d_model if config.head.reads_embedding else 0) + sum(
         array.size for path, array in jax.tree.leaves_with_path(head) if path[-1].key in ("kernel", "projection")
     )
     products = in_head * lengths[config.features]
-    scores = 0.0
+    others = 0.0
     for name, stack in config.stacks.items():
         length = lengths.get(name, lengths[config.features])
-        causal = isinstance(config, DecoderConfig) or name == "decoder"
+        causal = config.features == "decoder" and name != "encoder"
         products += _products(stack, params[name], length, lengths.get("encoder", 0))
         for block in stack.blocks:
-            scores += length * _attended_dims(block.mixer, config.d_model, length, causal=causal)
+            if block.mixer is not None:
+                others += length * block.mixer.forward_flops(config.d_model, length, causal=causal)
             if block.cross_attention is not None:
-                scores += length * _attended_dims(block.cross_attention, config.d_model, lengths["encoder"])
-    return 6 * (products + scores)
+                read = lengths["encoder"]
+                others += length * block.cross_attention.forward_flops(config.d_model, read, causal=False)
+    return 3 * (2 * products + others)
 
 
 def active_parameters(config: ModelConfig, params: Params) -> int:
@@ -108,24 +101,7 @@ def _of_layers(stack: StackConfig, params: Params) -> Iterator[tuple[list[str], 
             feedforward = (stack.cycle if kind == "scanned" else stack.blocks)[int(i)].feedforward
             for path, array in jax.tree.leaves_with_path(layer):
                 names = [entry.key for entry in path]
-                of_experts = isinstance(feedforward, MoEConfig) and names[:-1] in EXPERTS
-                yield names, array, feedforward.experts_per_token / feedforward.num_experts if of_experts else 1.0
-
-
-def _attended_dims(
-    attention: AttentionConfig | LatentAttentionConfig, d_model: int, length: int, *, causal: bool = False
-) -> float:
-    """Dims of all keys and values that a token attends to in a sequence of `length`, on average."""
-    (_, key_dim), (_, value_dim) = attention.key_value_shapes(d_model)
-    window = getattr(attention, "window", None) or getattr(attention, "chunk", None)
-    return attention.num_heads * (key_dim + value_dim) * attended_keys(length, causal=causal, window=window)
-
-
-def attended_keys(length: int, *, causal: bool, window: int | None = None) -> float:
-    """Returns how many keys a token attends to, on average over a sequence."""
-    keys = min(length, window or length)
-    # The first tokens of a causal sequence have fewer before them.
-    return keys - keys**2 / (2 * length) if causal else keys
+                yield names, array, feedforward.share_used(names[1:]) if names[0] == "feedforward" else 1.0
 
 
 def model_flops_utilization(

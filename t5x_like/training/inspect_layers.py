@@ -13,7 +13,6 @@ from t5x_like.models.parameters import Params
 from t5x_like.models.probe import PARTS, looking
 from t5x_like.models.token_loss import Batch
 from t5x_like.sharding.logical import local_rows, on_devices
-from t5x_like.sharding.mesh import traced_with
 from t5x_like.training.by_layer import by_layer, named
 from t5x_like.training.effects import Effect, Run
 from t5x_like.training.recovery import Recovery
@@ -31,8 +30,8 @@ class Replay:
     def __init__(self, run: Run, recovery: Recovery):
         self._run, self._recovery = run, recovery
         self._sizes: Sizes = {}
-        self._activations = jax.jit(traced_with(run.experiment.mesh, self._loss))
-        self._gradient = jax.jit(traced_with(run.experiment.mesh, self._grads))
+        self._activations = jax.jit(self._loss)
+        self._gradient = jax.jit(self._grads)
 
     def activations(self, step: int, params: Params) -> tuple[Sizes, float]:
         """The size of every activation of the batch of a step, and the loss, without accumulation."""

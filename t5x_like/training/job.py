@@ -7,23 +7,25 @@ from typing import NamedTuple
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from t5x_like.data.build import DataConfig
+from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
+from t5x_like.models.model_spec import ModelSpec, model_spec
+from t5x_like.models.parameters import Params
 from t5x_like.models.token_loss import Batch
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.runtime.compiler_options import compiler_options
 from t5x_like.runtime.malloc import keep_freed_memory
 from t5x_like.sharding.experts import check_experts
 from t5x_like.sharding.layout import left_whole
-from t5x_like.sharding.logical import RULES, partition_spec
-from t5x_like.sharding.mesh import describe_mesh, traced_with
+from t5x_like.sharding.mesh import describe_mesh
+from t5x_like.sharding.placement import RULES, Placement, Rules, is_axes
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import COUNTING_RULE, active_parameters, flops_per_row, peak_flops_per_second
 from t5x_like.training.optimizers import build_optimizer, schedule_of
 from t5x_like.training.pipeline_checks import check_stages, describe_stages
-from t5x_like.training.state import ModelSpec, TrainState, abstract_state, model_spec, state_factory
+from t5x_like.training.state import TrainState, abstract_state, state_factory
 from t5x_like.training.step import TrainStep, make_train_step
 
 
@@ -32,7 +34,7 @@ class Job(NamedTuple):
 
     Attributes:
       model: the model's configuration, its vocabulary resolved.
-      mesh: devices by axis.
+      placement: its mesh, and how the devices share the work.
       spec: structure, shapes and logical axes of the parameters.
       create_state: makes the state of step 0.
       state: shapes and shardings of the state.
@@ -44,7 +46,7 @@ class Job(NamedTuple):
     """
 
     model: ModelConfig
-    mesh: Mesh
+    placement: Placement
     spec: ModelSpec
     create_state: Callable[[], TrainState]
     state: TrainState
@@ -53,6 +55,11 @@ class Job(NamedTuple):
     schedule: optax.Schedule
     xla_profile: str | None = None
     gradient_accumulation: int = 1
+
+    @property
+    def mesh(self) -> Mesh:
+        """Devices by axis."""
+        return self.placement.mesh
 
     @property
     def num_parameters(self) -> int:
@@ -119,12 +126,12 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
         spike_sigmas=run.guard.spike_sigmas,
         norm_axes=spec.axes if run.logging.norms_every_steps else None,
     )
-    step = traced_with(experiment.mesh, step)
-    state = abstract_state(create, spec.axes, mesh)
-    batch = batch_target(experiment.data, mesh)
-    return Job(
-        model, mesh, spec, create, state, batch, step, schedule, experiment.mesh.xla_profile, run.gradient_accumulation
-    )
+    placement = experiment.mesh.on(mesh)
+    check_rules(placement.rules, spec.axes)
+    state = abstract_state(create, spec.axes, placement)
+    batch = batch_target(experiment.data, placement)
+    profile = experiment.mesh.xla_profile
+    return Job(model, placement, spec, create, state, batch, step, schedule, profile, run.gradient_accumulation)
 
 
 def compile_step(job: Job) -> TrainStep:
@@ -133,18 +140,18 @@ def compile_step(job: Job) -> TrainStep:
         keep_freed_memory()
     out_shardings = (jax.tree.map(lambda a: a.sharding, job.state), None)
     step = jax.jit(job.train_step, donate_argnums=0, out_shardings=out_shardings)
-    with jax.set_mesh(job.mesh):
+    with job.placement.use():
         options = compiler_options(job.xla_profile, job.mesh.devices.flat[0])
         return step.lower(job.state, job.batch).compile(options)
 
 
-def batch_target(data: DataConfig, mesh: Mesh) -> Batch:
-    """Shapes and shardings of a batch on the mesh."""
+def batch_target(data: DataConfig, placement: Placement) -> Batch:
+    """Shapes and shardings of a batch."""
 
     def target(row: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
         shape = (data.batch_size, *row)
-        spec = partition_spec(("batch", "length")[: len(shape)], shape, mesh.shape)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        sharding = placement.sharding(("batch", "length")[: len(shape)], shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     return {name: target(*feature) for name, feature in data.features.items()}
 
@@ -159,6 +166,16 @@ def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
             "raise it, or leave it None to follow the tokenizer."
         )
     return model
+
+
+def check_rules(rules: Rules, axes: Params) -> None:
+    """Refuses a rule for a name that no dim of a parameter has."""
+    used = {name for names in jax.tree.leaves(axes, is_leaf=is_axes) for name in names}
+    if unknown := sorted({name for name, _ in rules} - dict(RULES).keys() - used):
+        raise UserError(
+            f"MeshConfig.logical_axis_rules has a rule for {unknown[0]!r}, which no parameter of this model has: names "
+            f"are {', '.join(sorted(used))}."
+        )
 
 
 def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
@@ -176,14 +193,15 @@ def check_mesh(experiment: Experiment, mesh: Mesh) -> None:
         )
     tensor = mesh.shape["tensor"]
     for stack in experiment.model.stacks.values():
-        for heads in {block.mixer.num_heads for block in stack.distinct}:
-            if heads % tensor:
+        for mixer in stack.mixers:
+            heads = mixer.num_heads
+            if heads is not None and heads % tensor:
                 raise UserError(
-                    f"AttentionConfig.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
+                    f"{type(mixer).__name__}.num_heads ({heads}) cannot be divided among MeshConfig.tensor ({tensor}): "
                     f"use tensor={math.gcd(heads, tensor)}, or another number of heads."
                 )
     blocks = [block for stack in experiment.model.stacks.values() for block in stack.distinct]
-    numbers = {getattr(block.feedforward, "num_experts", None) for block in blocks} - {None}
+    numbers = {block.num_experts for block in blocks} - {None}
     for num_experts in numbers or {None}:
         check_experts(num_experts, mesh)
     check_stages(experiment, mesh.shape)

@@ -35,7 +35,6 @@ from t5x_like.evaluation.evaluator import make_validation
 from t5x_like.reporting.goodput import Goodput, seconds_since_process_start
 from t5x_like.runtime.coordination import wait_for_all
 from t5x_like.sharding.logical import local_rows, on_devices
-from t5x_like.sharding.mesh import choices_of
 from t5x_like.training.effects import Effect, Run
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.initialize import with_parameters_of
@@ -115,8 +114,7 @@ def train(
     """
     settings, run = experiment.run, Run(experiment, job, data, directory)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(job.mesh))
-        stack.enter_context(choices_of(experiment.mesh))
+        stack.enter_context(job.placement.use())
         first = jax.process_index() == 0
         # Where the run is on object storage, its records get there with the checkpoint that has passed them.
         push = directory.push if first else lambda: None

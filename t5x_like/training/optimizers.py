@@ -11,6 +11,8 @@ One update is, in this order:
 Its state is optax's: a plain pytree that counts its own updates, so a restored state continues exactly.
 """
 
+import abc
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -26,6 +28,36 @@ from t5x_like.training import parameter_layouts
 from t5x_like.training.schedules import Schedule
 
 
+class Algorithm(abc.ABC):
+    """What turns gradients into updates.
+
+    Attributes:
+      weight_decay: see `WeightDecay`; 0 for algorithms without.
+    """
+
+    weight_decay: float = 0.0
+
+    @abc.abstractmethod
+    def direction(self, layouts: Any) -> optax.GradientTransformation:
+        """Returns the transformation of gradients into updates of learning rate -1, without weight decay.
+
+        Args:
+          layouts: tree like the parameters of `parameter_layouts.Layout`: where the matrices are.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightDecay(Algorithm):
+    """An algorithm with decoupled weight decay.
+
+    Attributes:
+      weight_decay: share of a parameter, times the learning rate, that is taken away in every step;
+        `OptimizerConfig.weight_decay_mask` says of which parameters.
+    """
+
+    weight_decay: float = 0.1
+
+
 def _check(config, *, shares: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
     """Refuses named fields out of [0, 1) (`shares`) or below 0; None passes."""
     for fields, limit, text in ((shares, 1.0, "in [0, 1)"), (not_negative, float("inf"), "0 or more")):
@@ -36,15 +68,13 @@ def _check(config, *, shares: tuple[str, ...] = (), not_negative: tuple[str, ...
 
 
 @configurable
-class AdamWConfig:
+class AdamWConfig(WeightDecay):
     """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Attributes:
       b1: decay of the average of gradients.
       b2: decay of the average of squared gradients.
       eps: added to the root of the average of squares.
-      weight_decay: share of a parameter, times the learning rate, that is taken away in every step;
-        `OptimizerConfig.weight_decay_mask` says of which parameters.
       parameter_scale: multiply each update by its parameter's root mean square (at least 1e-3), as Adafactor does;
         learning rates are then relative (about 1e-2), and T5 trains stably (Nawrot 2023, nanoT5, section 3).
     """
@@ -52,20 +82,18 @@ class AdamWConfig:
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
-    weight_decay: float = 0.1
     parameter_scale: bool = False
 
     def __post_init__(self):
         _check(self, shares=("b1", "b2"), not_negative=("eps", "weight_decay"))
 
     def direction(self, layouts: Any) -> optax.GradientTransformation:
-        """Returns the transformation of gradients into updates of learning rate -1, without weight decay."""
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
         return optax.chain(adam, parameter_layouts.scale_by_parameter(layouts)) if self.parameter_scale else adam
 
 
 @configurable
-class AdamConfig:
+class AdamConfig(Algorithm):
     """Adam (Kingma and Ba 2015).
 
     Attributes:
@@ -82,13 +110,11 @@ class AdamConfig:
         _check(self, shares=("b1", "b2"), not_negative=("eps",))
 
     def direction(self, layouts: Any) -> optax.GradientTransformation:
-        """Returns the transformation of gradients into updates of learning rate -1."""
-        del layouts
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
 
 @configurable
-class AdafactorConfig:
+class AdafactorConfig(WeightDecay):
     """Adafactor (Shazeer and Stern 2018, algorithm 4), T5's optimizer: no first moment, a factored second one.
 
     Every matrix of a stack of layers or experts, and every projection to or from heads, counts as one matrix.
@@ -99,8 +125,6 @@ class AdafactorConfig:
       parameter_scale: multiply each update by the parameter's root mean square (at least 1e-3); learning rates are then
         relative (about 1e-2).
       min_dim_size_to_factor: matrices with fewer rows or columns keep their whole second moment.
-      weight_decay: share of a parameter, times the learning rate, that is taken away in every step;
-        `OptimizerConfig.weight_decay_mask` says of which parameters.
     """
 
     decay_rate: float = 0.8
@@ -115,7 +139,6 @@ class AdafactorConfig:
             raise UserError(f"AdafactorConfig.clip_rms must be positive or None, not {self.clip_rms}.")
 
     def direction(self, layouts: Any) -> optax.GradientTransformation:
-        """Returns the transformation of gradients into updates of learning rate -1, without weight decay."""
         parts = [
             parameter_layouts.scale_by_factored_moment(
                 layouts, decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor
@@ -129,7 +152,7 @@ class AdafactorConfig:
 
 
 @configurable
-class SGDConfig:
+class SGDConfig(Algorithm):
     """Gradient descent. For weight decay use `OptimizerConfig.l2_penalty`.
 
     Attributes:
@@ -146,13 +169,11 @@ class SGDConfig:
             raise UserError("SGDConfig.nesterov needs a momentum above 0: set SGDConfig.momentum, for example to 0.9.")
 
     def direction(self, layouts: Any) -> optax.GradientTransformation:
-        """Returns the transformation of gradients into updates of learning rate -1."""
-        del layouts
         return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
 
 
 @configurable
-class RMSPropConfig:
+class RMSPropConfig(Algorithm):
     """RMSProp (Hinton 2012), as PyTorch has it.
 
     Attributes:
@@ -169,38 +190,31 @@ class RMSPropConfig:
         _check(self, shares=("decay", "momentum"), not_negative=("eps",))
 
     def direction(self, layouts: Any) -> optax.GradientTransformation:
-        """Returns the transformation of gradients into updates of learning rate -1."""
-        del layouts
         rms = optax.scale_by_rms(self.decay, self.eps, eps_in_sqrt=False)
         return optax.chain(rms, optax.trace(self.momentum)) if self.momentum else rms
 
 
 @configurable
-class LionConfig:
+class LionConfig(WeightDecay):
     """Lion (Chen et al. 2023): the sign of a momentum. Learning rates are 3 to 10 times smaller than AdamW's.
 
     Attributes:
       b1: weight of the momentum against the gradient in the update.
       b2: decay of the momentum.
-      weight_decay: share of a parameter, times the learning rate, that is taken away in every step;
-        `OptimizerConfig.weight_decay_mask` says of which parameters.
     """
 
     b1: float = 0.9
     b2: float = 0.99
-    weight_decay: float = 0.1
 
     def __post_init__(self):
         _check(self, shares=("b1", "b2"), not_negative=("weight_decay",))
 
     def direction(self, layouts: Any) -> optax.GradientTransformation:
-        """Returns the transformation of gradients into updates of learning rate -1, without weight decay."""
-        del layouts
         return optax.scale_by_lion(self.b1, self.b2)
 
 
 @configurable
-class MuonConfig:
+class MuonConfig(WeightDecay):
     """Muon (Jordan 2024) for the matrices inside layers, Adam for embeddings, output head and vectors.
 
     Momenta of matrices are orthogonalized and scaled by `0.2 * sqrt(max(rows, columns))`, which gives them the root
@@ -214,8 +228,6 @@ class MuonConfig:
       b1: Adam's decay of the average of gradients.
       b2: Adam's decay of the average of squared gradients.
       eps: Adam's addition to the root of the average of squares.
-      weight_decay: share of a parameter, times the learning rate, that is taken away in every step;
-        `OptimizerConfig.weight_decay_mask` says of which parameters.
     """
 
     momentum: float = 0.95
@@ -224,13 +236,11 @@ class MuonConfig:
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
-    weight_decay: float = 0.1
 
     def __post_init__(self):
         _check(self, shares=("momentum", "b1", "b2"), not_negative=("num_iterations", "eps", "weight_decay"))
 
     def direction(self, layouts: Any) -> optax.GradientTransformation:
-        """Returns the transformation of gradients into updates of learning rate -1, without weight decay."""
         labels = jax.tree.map(lambda layout: "muon" if _is_hidden_matrix(layout) else "adam", layouts)
         dims = jax.tree.map(_muon_dims, layouts)
         muon = scale_by_muon(
@@ -275,7 +285,7 @@ class OptimizerConfig:
       clip_norm: largest norm of all gradients together, penalties included; larger ones are scaled down. None: any.
     """
 
-    algorithm: AdamWConfig | AdamConfig | AdafactorConfig | SGDConfig | RMSPropConfig | LionConfig | MuonConfig
+    algorithm: Algorithm
     schedule: Schedule
     weight_decay_mask: Literal["matrices", "all"] = "matrices"
     l1_penalty: float = 0.0
@@ -286,16 +296,11 @@ class OptimizerConfig:
         _check(self, not_negative=("l1_penalty", "l2_penalty"))
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"OptimizerConfig.clip_norm must be positive or None, not {self.clip_norm}.")
-        if self.weight_decay_mask == "all" and not (self.weight_decay or self.l1_penalty or self.l2_penalty):
+        if self.weight_decay_mask == "all" and not (self.algorithm.weight_decay or self.l1_penalty or self.l2_penalty):
             raise UserError(
                 'OptimizerConfig.weight_decay_mask is "all", but nothing decays: set weight decay or a penalty, '
                 "or remove the mask."
             )
-
-    @property
-    def weight_decay(self) -> float:
-        """The algorithm's weight decay; 0 for algorithms that have none."""
-        return getattr(self.algorithm, "weight_decay", 0.0)
 
 
 def build_optimizer(config: OptimizerConfig, axes: Any, num_steps: int) -> optax.GradientTransformation:
@@ -317,8 +322,8 @@ def build_optimizer(config: OptimizerConfig, axes: Any, num_steps: int) -> optax
     if config.clip_norm is not None:
         parts.append(_clip_by_global_norm(config.clip_norm))
     parts.append(config.algorithm.direction(layouts))
-    if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, decays))
+    if config.algorithm.weight_decay:
+        parts.append(optax.add_decayed_weights(config.algorithm.weight_decay, decays))
     parts.append(optax.scale_by_learning_rate(schedule_of(config, num_steps)))
     return optax.chain(*parts)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from absl import logging
 
 from t5x_like.errors import UserError
-from t5x_like.models.heads import RewardHeadConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import EncoderDecoderConfig, ModelConfig
 from t5x_like.sharding.logical import RULES
@@ -67,10 +66,10 @@ def _check_loss_inside(model: ModelConfig) -> None:
             "PipelineConfig.schedule is 1f1b, which an encoder-decoder cannot run: all of the decoder waits for the "
             "encoder's last stage. Use gpipe."
         )
-    if isinstance(model.head, RewardHeadConfig):
+    if model.head.compares_rows:
         raise UserError(
-            "PipelineConfig.schedule is 1f1b, which would part the pairs of rows that RewardHeadConfig compares: "
-            "use gpipe."
+            "PipelineConfig.schedule is 1f1b, which would part the pairs of rows that "
+            f"{type(model.head).__name__} compares: use gpipe."
         )
 
 

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from t5x_like.models.parameters import GraphDef, Params, logical_axes, split
+from t5x_like.models.parameters import Params, split
 from t5x_like.models.transformer import ModelConfig, build_model
-from t5x_like.sharding.logical import shardings
+from t5x_like.sharding.placement import Placement
 from t5x_like.training.guards import GuardState, initial_guard
 from t5x_like.training.optimizers import state_axes
 
@@ -35,28 +34,6 @@ class TrainState(NamedTuple):
         return self.params if self.ema is None else self.ema
 
 
-class ModelSpec(NamedTuple):
-    """A model without values: static structure, shapes and logical axes of its parameters."""
-
-    graphdef: GraphDef
-    params: Params
-    axes: Params
-
-
-def model_spec(config: ModelConfig) -> ModelSpec:
-    """Traces the model's constructor; allocates nothing."""
-    spec = {}
-
-    def build(key: PRNGKeyArray) -> Params:
-        model = build_model(config, key)
-        spec["graphdef"], params = split(model)
-        spec["axes"] = logical_axes(model)
-        return params
-
-    params = jax.eval_shape(build, jax.random.key(0))
-    return ModelSpec(spec["graphdef"], params, spec["axes"])
-
-
 def random_key(seed: int, stream: str, step: Int[Array, ""] | int = 0) -> PRNGKeyArray:
     """The key of a named stream at a step; adding a stream never moves the others."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()) >> 1), step)
@@ -76,15 +53,15 @@ def state_factory(
     return create
 
 
-def abstract_state(create: Callable[[], TrainState], axes: Params, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state on `mesh`: the target of initialisation and of every restore."""
+def abstract_state(create: Callable[[], TrainState], axes: Params, placement: Placement) -> TrainState:
+    """Shapes, dtypes and shardings of the state: the target of initialisation and of every restore."""
     shapes = jax.eval_shape(create)
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = placement.sharding((), ())
     placed = TrainState(
         step=whole,
-        params=shardings(axes, shapes.params, mesh),
-        opt_state=shardings(state_axes(shapes.opt_state, axes), shapes.opt_state, mesh),
-        ema=None if shapes.ema is None else shardings(axes, shapes.ema, mesh),
+        params=placement.shardings(axes, shapes.params),
+        opt_state=placement.shardings(state_axes(shapes.opt_state, axes), shapes.opt_state),
+        ema=None if shapes.ema is None else placement.shardings(axes, shapes.ema),
         guard=jax.tree.map(lambda _: whole, shapes.guard),
     )
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placed)

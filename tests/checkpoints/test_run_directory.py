@@ -2,7 +2,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -90,26 +89,3 @@ def test_another_experiment_is_refused_with_the_differences(tmp_path):
     directory.check_same_experiment([])
     with pytest.raises(UserError, match=r"another configuration:\n  d_model: 64 -> 128\n  b: 1 -> 2\nContinue"):
         directory.check_same_experiment(["d_model: 64 -> 128", "b: 1 -> 2"])
-
-
-def test_readers_never_see_half_a_file(tmp_path):
-    path = tmp_path / "config.json"
-    contents = ["a" * 200_000, "b" * 300_000]
-    write_atomic(path, contents[0])
-    writer = threading.Thread(target=lambda: [write_atomic(path, contents[i % 2].encode()) for i in range(50)])
-    writer.start()
-    while writer.is_alive():
-        assert path.read_text() in contents
-    writer.join()
-    assert os.listdir(tmp_path) == ["config.json"]
-
-
-def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
-    def fsync(descriptor):
-        raise OSError(28, "No space left on device")
-
-    write_atomic(tmp_path / "a", "old")
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "old"

@@ -4,7 +4,9 @@ import jax
 import pytest
 from absl import flags
 
+import t5x_like
 from t5x_like.commands.cli import configured, run
+from t5x_like.commands.main import main
 from t5x_like.configurable import REGISTRY, configurable
 from t5x_like.errors import UserError
 
@@ -124,6 +126,11 @@ def test_a_command_has_its_own_flags_and_exit_code():
     assert run(lambda values: values.code, ["--code=3"], define) == 3
     assert run(lambda values: values.code, [], define) == 0
     assert run(lambda values: values.code, ["--code=x"], define) == 2
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"t5x_like {t5x_like.__version__}\n"
 
 
 def test_exceptions():

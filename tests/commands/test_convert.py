@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from t5x_like.checkpoints.run_directory import RunDirectory
-from t5x_like.commands.convert import load_saved
 from t5x_like.commands.main import main
 from t5x_like.config import parse_config
+from t5x_like.huggingface.convert import load_saved
 from t5x_like.huggingface.directory import read_config
 from t5x_like.huggingface.safetensors import INDEX, open_tensors
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import merge
-from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.sharding.mesh import MeshConfig, place
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.state import model_spec
 from tests import families, toy
 
 RUN = """
@@ -77,8 +77,8 @@ def test_a_trained_model_goes_there_and_back(trained, tmp_path, capsys):
 
     assert main(["convert", f"--from={exported}", f"--to={tmp_path}/again", "--vocab_size=32"]) == 0
     assert "llama" in capsys.readouterr().out
-    mesh = build_mesh(MeshConfig(data=1, fsdp=-1))
-    run, again = (load_saved(RunDirectory(path), mesh, "latest") for path in (trained / "run", tmp_path / "again"))
+    placement = place(MeshConfig(data=1, fsdp=-1))
+    run, again = (load_saved(RunDirectory(path), placement) for path in (trained / "run", tmp_path / "again"))
     assert again.config.vocab_size == run.config.vocab_size == 32
     run_layers, layers = run.params["stack"]["unrolled"], again.params["stack"]["scanned"]["0"]
     for i in range(2):  # the run's layers are unrolled
@@ -99,7 +99,7 @@ def test_transformers_computes_what_a_trained_model_does(trained):
     pytest.importorskip("torch", reason="needs the extra: hf")
     pytest.importorskip("transformers", reason="needs the extra: hf")
     theirs = families.load(trained / "hf")
-    saved = load_saved(RunDirectory(trained / "run"), build_mesh(MeshConfig(data=1, fsdp=-1)), "latest")
+    saved = load_saved(RunDirectory(trained / "run"), place(MeshConfig(data=1, fsdp=-1)))
     tokens = np.random.default_rng(0).integers(0, saved.vocab_size, (2, 16))
     model = merge(model_spec(saved.config).graphdef, saved.params)
     ours = model.logits(model(tokens)[0])[..., : saved.vocab_size]

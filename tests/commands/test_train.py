@@ -199,7 +199,7 @@ def test_a_changed_run_is_accepted_by_name(directory, capsys):
 
 
 def test_a_sample_that_fails_is_no_failure_of_the_run(trained, capsys, monkeypatch):
-    monkeypatch.setattr("t5x_like.commands.train.continue_texts", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("t5x_like.inference.model.LoadedModel.generate", lambda *args, **options: 1 / 0)
     assert main(["train", *flags(trained)]) == 0
     assert "A sample:" not in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import importlib
+import json
 import pkgutil
 import typing
 
@@ -11,7 +12,7 @@ import pytest
 import t5x_like
 from t5x_like.config import ConfigError, field_docs, parse_config
 from t5x_like.config.types import MismatchError, coerce, describe
-from t5x_like.configurable import REGISTRY, configurable
+from t5x_like.configurable import REGISTRY, active, configurable, from_dict, inert, to_dict
 from t5x_like.errors import UserError
 
 
@@ -100,3 +101,33 @@ def test_a_class_that_lacks_a_method_of_its_role_is_refused():
             """A line."""
 
     assert "Line" not in REGISTRY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    size: int = 1
+    speed: float = inert(1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whole:
+    parts: tuple[Part, ...] = (Part(),)
+    speed: Part = inert(Part())
+
+
+def test_inert_fields_are_told_apart_at_any_depth():
+    one = Whole(parts=(Part(size=3, speed=2.0), Part(speed=4.0)), speed=Part(size=9))
+    assert active(one) == Whole(parts=(Part(size=3), Part()))
+
+
+def test_a_saved_object_is_made_again(monkeypatch):
+    for cls in (Part, Whole):
+        monkeypatch.setitem(REGISTRY, cls.__name__, cls)
+    one = Whole(parts=(Part(size=3), Part(speed=float("inf"))))
+    saved = json.loads(json.dumps(to_dict(one)))
+    assert from_dict(saved) == one
+    del saved["speed"]["size"]
+    with pytest.raises(UserError, match=r"saved Part has other fields than this version of it \(size\)"):
+        from_dict(saved)
+    with pytest.raises(UserError, match="has a Gone, which nothing registers"):
+        from_dict({"class": "Gone"})

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from t5x_like.config import config_text, operative_config_text, parse_config, save_run_config
-from t5x_like.configurable import REGISTRY, difference, to_dict
+from t5x_like.configurable import REGISTRY, configurable, difference, to_dict
 from t5x_like.errors import UserError
 
 SCOPED = """
@@ -164,3 +164,21 @@ Source.files = ('a',)
 """
     )
     assert "Net.last_norm = @net_last_norm/Norm()" in config_text("JOB", objects(toys)[0])
+
+
+def test_unlike_objects_in_a_tuple_keep_their_fields(toys, tmp_path, monkeypatch):
+    unlike = (toys.Norm(epsilon=0.1), toys.Norm(kind="layer"), toys.Norm(epsilon=0.1), toys.Norm(epsilon=0.2))
+
+    @configurable
+    class Stack:
+        norms: tuple[toys.Norm, ...] = unlike
+
+    monkeypatch.setitem(REGISTRY, "Stack", Stack)
+    (tmp_path / "saved.gin").write_text(operative_config_text(parse_config([]), Stack))
+    assert parse_config([str(tmp_path / "saved.gin")]).build(Stack) == Stack()
+
+    text = config_text("STACK", stack := Stack(norms=unlike[1:]))
+    assert "Stack.norms = (@Norm(), @norms/Norm(), @norms1/Norm())" in text
+    (tmp_path / "stack.gin").write_text(text + "Root.stack = %STACK\n")
+    monkeypatch.setitem(REGISTRY, "Root", Root := dataclasses.make_dataclass("Root", [("stack", Stack)]))
+    assert parse_config([str(tmp_path / "stack.gin")]).build(Root).stack == stack

@@ -5,8 +5,8 @@ import pytest
 
 from t5x_like.config import parse_config
 from t5x_like.huggingface.directory import choose_family
+from t5x_like.models.model_spec import model_spec
 from t5x_like.training.experiment import Experiment
-from t5x_like.training.state import model_spec
 
 SPANS, PAIRS = ("python_library_spans", ()), ("python_library_masked", ())
 MASKED = ("python_library_masked", ("MaskedLM.pairs='none'",))

@@ -1,6 +1,7 @@
 """The shipped models have the sizes that were published."""
 
 import dataclasses
+import json
 import re
 
 import jax
@@ -8,11 +9,12 @@ import pytest
 
 from t5x_like.config import parse_config
 from t5x_like.config.parse import SHIPPED
+from t5x_like.configurable import from_dict, to_dict
 from t5x_like.huggingface.directory import choose_family
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.transformer import DecoderConfig
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import active_parameters
-from t5x_like.training.state import model_spec
 from tests.config.test_shipped_encoders import PUBLISHED as ENCODERS
 
 PUBLISHED = {
@@ -98,6 +100,7 @@ def test_every_model_is_part_of_a_run_or_of_a_list():
 def test_the_number_of_parameters_is_the_published_one(name):
     family, count = PUBLISHED[name]
     config = shipped(name)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert sum(array.size for array in jax.tree.leaves(model_spec(config).params)) == count
     chosen = choose_family(config, 4096)[0].model_type
     # Phi-3 mini differs from Mistral in its tensors alone.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from t5x_like.data.augmentation import Augmentation, SubwordSampling, TokenNoise
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.objectives.causal import CausalLM
 from t5x_like.data.objectives.corruption import SpanCorruption
 from t5x_like.data.objectives.examples import Classification, TextToText

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_like.data.batches import OrderedBatches, RandomWindows, ShuffledBatches
-from t5x_like.data.corpus import Tokens
 from t5x_like.data.layouts import AllWindows, PackedRows, Windows
 from t5x_like.data.objectives.causal import CausalLM
 from t5x_like.data.tokenizers import ByteTokenizer
+from t5x_like.data.tokens import Tokens
 
 INPUTS, TARGETS, WEIGHTS = "decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"
 

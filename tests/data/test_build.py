@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.objectives.causal import PrefixLM
 from t5x_like.data.objectives.corruption import SpanCorruption
 from t5x_like.data.objectives.masked import MaskedLM
@@ -128,7 +129,14 @@ TRACE = """
 import hashlib
 import pathlib
 import sys
-from t5x_like.data.build import *
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
+from t5x_like.data.objectives.causal import CausalLM
+from t5x_like.data.objectives.corruption import UL2
+from t5x_like.data.objectives.masked import MaskedLM
+from t5x_like.data.objectives.permutation import PermutationLM
+from t5x_like.data.python_library import PythonLibrarySource
+from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.data.tokenizers import SpecialTokens
 special = SpecialTokens(names=("[MASK]", "[CLS]", "[SEP]", "[R]", "[S]", "[X]"), num_sentinels=30)
 tokenizer = SentencePieceConfig(vocab_size=600, special_tokens=special)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5x_like.data.corpus import Split, SplitDocuments, load_tokenizer, prepare_corpus
+from t5x_like.data.corpus import load_tokenizer, prepare_corpus
 from t5x_like.data.sources import TextSource
+from t5x_like.data.splits import Split, SplitDocuments
 from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.data.tokenizers import (
     ByteTokenizer,

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.inspection import BatchView, browser, terminal, token_names
 from t5x_like.data.objectives.causal import CausalLM, PrefixLM
 from t5x_like.data.objectives.corruption import SpanCorruption

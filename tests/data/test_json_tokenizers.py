@@ -3,9 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from t5x_like.data.corpus import read_tokenizer
 from t5x_like.data.json_tokenizers import ByteBPEConfig, JsonTokenizer, TokenizerFileConfig, WordPieceConfig
-from t5x_like.data.tokenizers import SpecialTokens
+from t5x_like.data.tokenizers import SpecialTokens, read_tokenizer
 from t5x_like.errors import UserError
 
 tokenizers = pytest.importorskip("tokenizers")

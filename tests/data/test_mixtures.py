@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.loader import Loader
 from t5x_like.data.mixtures import BLOCK, Mixture, MixtureStage, Schedule, round_rates
 from t5x_like.data.prepared import PreparedSource, PreparedTokenizerConfig

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.corpus import load_tokenizer
 from t5x_like.data.prepared import PreparedSource, PreparedTokenizerConfig
 from t5x_like.data.sources import TextSource

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_like.data import shards as module
-from t5x_like.data.corpus import Split, prepare_corpus, token_dtype
+from t5x_like.data.corpus import prepare_corpus
 from t5x_like.data.prepared import PreparedSource, PreparedTokenizerConfig
 from t5x_like.data.shards import PREPARED, TOKENIZER, Shards, ShardWriter
+from t5x_like.data.splits import Split
 from t5x_like.data.tokenizers import ByteTokenizer, CharacterTokenizerConfig, TokenizerConfig
+from t5x_like.data.tokens import token_dtype
 from t5x_like.errors import UserError
 
 TEXTS = tuple(f"Document {i}\nhas line {i}.\n" * (i % 7 + 1) for i in range(40))

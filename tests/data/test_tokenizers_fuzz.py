@@ -10,9 +10,8 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from t5x_like.data.corpus import read_tokenizer
 from t5x_like.data.subwords import MODEL_FILE
-from t5x_like.data.tokenizers import VOCABULARY_FILE
+from t5x_like.data.tokenizers import VOCABULARY_FILE, read_tokenizer
 from t5x_like.errors import UserError
 
 ANYTHING = st.recursive(
@@ -45,7 +44,8 @@ def test_any_vocabulary_is_read_or_refused(tmp_path_factory, content):
 DAMAGED_MODELS = """
 import random, sys
 from pathlib import Path
-from t5x_like.data.corpus import read_tokenizer
+from t5x_like.data.subwords import SentencePieceTokenizer
+from t5x_like.data.tokenizers import read_tokenizer
 from t5x_like.errors import UserError
 directory, rng = Path(sys.argv[1]), random.Random(0)
 good = (directory / "good").read_bytes()

@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.loader import Loader
 from t5x_like.data.mixtures import Mixture, MixtureStage
 from t5x_like.data.prepare.config import Deduplication, PrepareConfig
 from t5x_like.data.prepare.engine import LocalEngine
-from t5x_like.data.prepare.filters import GopherQualityFilter
 from t5x_like.data.prepare.run import prepare
-from t5x_like.data.prepare.text_stages import NormalizeText
+from t5x_like.data.prepare.stages.filters import GopherQualityFilter
+from t5x_like.data.prepare.stages.text import NormalizeText
 from t5x_like.data.prepared import PreparedSource
 from t5x_like.data.shards import PREPARED
 from t5x_like.data.tokenizers import ByteTokenizerConfig
 from t5x_like.sharding.logical import local_rows
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.sharding.placement import Placement
 from t5x_like.training.job import batch_target
 from tests.data.corpora import random_texts
 from tests.reliability.launch import free_port
@@ -64,7 +66,7 @@ def config(directories: list[str]) -> DataConfig:
 def hashes(directories: list[str], threads: int, start: int) -> dict[str, str]:
     """Of each row of this process, by step and row."""
     data = build_data(config(directories), None)
-    rows = local_rows(batch_target(data.config, build_mesh(MeshConfig())))
+    rows = local_rows(batch_target(data.config, Placement(build_mesh(MeshConfig()))))
     numbers = np.arange(8)[rows]
     with Loader(lambda step: data.train.batch(step, rows), start, STEPS - start, num_threads=threads) as loader:
         return {
@@ -81,7 +83,7 @@ def worker(directories: list[str], threads: int, start: int, port: int, number: 
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("count", "threads", "start"), [(2, 1, 0), (2, 0, MIDDLE), (4, 4, MIDDLE)])
+@pytest.mark.parametrize(("count", "threads", "start"), [(2, 1, 0), (2, 3, MIDDLE), (4, 4, MIDDLE)])
 def test_the_trace_of_processes(count, threads, start, tmp_path):
     sizes = {"a": 90, "b": 60, "c": 15}
     directories = [corpus(tmp_path / name, seed, size) for seed, (name, size) in enumerate(sizes.items())]
@@ -90,7 +92,7 @@ def test_the_trace_of_processes(count, threads, start, tmp_path):
     data = build_data(config(directories), None)
     assert (data.train.epochs(STEPS) > 1).all()
     assert data.train.epochs(MIDDLE)[0] % 1
-    expected = {key: value for key, value in hashes(directories, 0, 0).items() if int(key.split()[0]) >= start}
+    expected = {key: value for key, value in hashes(directories, 1, 0).items() if int(key.split()[0]) >= start}
     port = free_port()
     started = [
         subprocess.Popen(

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.objectives.answer_spans import SpanExtraction
 from t5x_like.data.objectives.examples import AnswerLM, TextToText
 from t5x_like.data.tasks.records import JsonRecords

@@ -1,14 +1,16 @@
-"""Metrics against the libraries that define them."""
+"""Metrics by their formulas, and against published scores."""
 
+import sys
 import typing
 
 import numpy as np
 import pytest
 
+from t5x_like.data.tasks.spans import best_span
 from t5x_like.data.tasks.task import Metric
 from t5x_like.errors import UserError
 from t5x_like.evaluation import metrics
-from t5x_like.evaluation.answers import best_span, score
+from t5x_like.evaluation.answers import score
 
 RNG = np.random.default_rng(0)
 WORDS = np.array(
@@ -26,28 +28,40 @@ def nearly(sentences, seed):
     return [" ".join(word for word in text.split() if rng.random() > 0.3) or "cat" for text in sentences]
 
 
-@pytest.mark.parametrize("num_classes", [2, 4])
-def test_classes_against_scikit_learn(num_classes):
-    sklearn = pytest.importorskip("sklearn.metrics")
-    right = RNG.integers(0, num_classes, 200)
-    predicted = np.where(RNG.random(200) < 0.6, right, RNG.integers(-1, num_classes, 200))
-    known = sorted({*right.tolist()})
-    theirs = {
-        "accuracy": sklearn.accuracy_score(right, predicted),
-        "f1": sklearn.f1_score(right, predicted, labels=[1], average="macro"),
-        "macro_f1": sklearn.f1_score(right, predicted, labels=known, average="macro"),
-        "matthews": sklearn.matthews_corrcoef(right, predicted),
-    }
-    ours = {name: metric(predicted.tolist(), right.tolist()) for name, metric in metrics.OF_CLASSES.items()}
-    assert ours == pytest.approx(theirs, abs=1e-12)
+def test_classes_by_hand():
+    """Of class 1: 2 found, of 3 predicted and 4 right; of 0: 1, of 2 and 2; of 2: 0, of 1 and 1. One is no class."""
+    right = [1, 1, 1, 1, 0, 0, 2]
+    predicted = [1, 1, 0, -1, 0, 2, 1]
+    assert metrics.accuracy(predicted, right) == pytest.approx(3 / 7)
+    assert metrics.f1(predicted, right) == pytest.approx(2 * 2 / (3 + 4))
+    assert metrics.macro_f1(predicted, right) == pytest.approx((4 / 7 + 2 / 4 + 0) / 3)
 
 
-def test_correlations_against_scipy():
-    stats = pytest.importorskip("scipy.stats")
+def test_matthews_is_the_correlation_of_two_classes():
+    """Gorodkin's coefficient of many classes is Pearson's of two (Matthews 1975)."""
+    right = RNG.integers(0, 2, 200)
+    predicted = np.where(RNG.random(200) < 0.6, right, RNG.integers(0, 2, 200))
+    expected = np.corrcoef(predicted, right)[0, 1]
+    assert metrics.matthews(predicted.tolist(), right.tolist()) == pytest.approx(expected, abs=1e-12)
+    # By hand, (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)): s = 4, c = 3, t = (2, 1, 1), p = (2, 2, 0).
+    assert metrics.matthews([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx((12 - 6) / np.sqrt((16 - 8) * (16 - 6)))
+
+
+def test_correlations_by_their_formulas():
     right = RNG.integers(0, 11, 100) / 2
     predicted = right + RNG.normal(size=100)
-    assert metrics.pearson(predicted, right) == pytest.approx(stats.pearsonr(predicted, right)[0], abs=1e-12)
-    assert metrics.spearman(predicted, right) == pytest.approx(stats.spearmanr(predicted, right)[0], abs=1e-12)
+    assert metrics.pearson(predicted, right) == pytest.approx(np.corrcoef(predicted, right)[0, 1], abs=1e-12)
+    # Equal numbers share the mean of their ranks.
+    assert metrics.spearman([1.0, 5.0, 5.0, 9.0], [2.0, 1.0, 3.0, 4.0]) == pytest.approx(
+        np.corrcoef([1, 2.5, 2.5, 4], [2, 1, 3, 4])[0, 1]
+    )
+
+
+def test_a_metric_whose_library_is_missing_says_what_to_install(monkeypatch):
+    for module, metric in (("sklearn.metrics", metrics.f1), ("scipy.stats", metrics.pearson)):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UserError, match=r"The metric \w+ needs .* pip install 't5x_like\[tasks\]'"):
+            metric([0, 1], [1, 1])
 
 
 def test_what_never_changes_has_no_correlation():

@@ -11,10 +11,11 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.huggingface.families.layers import repeated
 from t5x_like.huggingface.safetensors import Tensor, open_tensors, write_tensors
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
 from t5x_like.models.transformer import build_model
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.training.state import model_spec
+from t5x_like.sharding.placement import Placement
 
 COMMON = {
     "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -85,7 +86,7 @@ def export(directory, fields):
     """Writes a random model of these fields; returns its family, configuration and parameters."""
     directory.mkdir(exist_ok=True)
     (directory / CONFIG).write_text(json.dumps({**COMMON, **fields}))
-    family, config = read_config(directory)
+    family, config, _ = read_config(directory)
     params = jax.jit(lambda: split(build_model(config, jax.random.key(0)))[1])()
     leaves, tree = jax.tree.flatten(params)
     # No parameter keeps the value it starts with.
@@ -96,9 +97,9 @@ def export(directory, fields):
 
 
 def load(directory, mesh=SHARDED):
-    family, config = read_config(directory)
+    family, config, _ = read_config(directory)
     spec = model_spec(config)
-    return import_params(directory, family, config, vocab_size=32, shapes=spec.params, axes=spec.axes, mesh=mesh)
+    return import_params(directory, family, config, spec, vocab_size=32, placement=Placement(mesh))
 
 
 @pytest.mark.parametrize(("fields", "tensors"), FILES.values(), ids=FILES)

@@ -12,10 +12,11 @@ from t5x_like.huggingface.directory import CONFIG, choose_family, export_params,
 from t5x_like.huggingface.families.family import Fields
 from t5x_like.huggingface.families.rotary import read_rotary
 from t5x_like.learning.loss import batch_loss
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import merge
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.training.state import model_spec
+from t5x_like.sharding.placement import Placement
 from tests import families, toy
 
 torch = pytest.importorskip("torch", reason="needs the extra: hf")
@@ -28,14 +29,12 @@ ONE_DEVICE = build_mesh(MeshConfig(), jax.devices()[:1])
 
 def load_ours(directory, *, mesh=ONE_DEVICE, padded=None, scan_layers=True):
     """Source, configuration, structure and parameters of a Hugging Face directory."""
-    family, config = read_config(directory)
+    family, config, _ = read_config(directory)
     vocab_size = config.vocab_size
     stack = dataclasses.replace(config.stack, scan_layers=scan_layers)
     config = dataclasses.replace(config, vocab_size=padded or vocab_size, stack=stack)
     spec = model_spec(config)
-    params, dtype = import_params(
-        directory, family, config, vocab_size=vocab_size, shapes=spec.params, axes=spec.axes, mesh=mesh
-    )
+    params, dtype = import_params(directory, family, config, spec, vocab_size=vocab_size, placement=Placement(mesh))
     return config, spec.graphdef, params, dtype
 
 

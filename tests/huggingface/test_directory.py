@@ -12,12 +12,13 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.huggingface.families import DECODERS
 from t5x_like.huggingface.safetensors import INDEX, Tensor, open_tensors, write_tensors
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import split
 from t5x_like.models.transformer import Decoder
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.training.state import model_spec
+from t5x_like.sharding.placement import Placement
 from tests import toy
 
 MESH = build_mesh(MeshConfig(data=1, fsdp=-1))
@@ -36,9 +37,9 @@ def export(directory, config=None, *, max_file_bytes=10**9, **fields):
 
 
 def load(directory):
-    family, config = read_config(directory)
+    family, config, _ = read_config(directory)
     spec, size = model_spec(config), config.vocab_size
-    return import_params(directory, family, config, vocab_size=size, shapes=spec.params, axes=spec.axes, mesh=MESH)[0]
+    return import_params(directory, family, config, spec, vocab_size=size, placement=Placement(MESH))[0]
 
 
 @pytest.mark.parametrize("max_file_bytes", [10**9, 20_000, 1])

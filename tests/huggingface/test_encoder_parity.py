@@ -10,10 +10,11 @@ import pytest
 
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.learning.loss import batch_loss
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import merge
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
-from t5x_like.training.state import model_spec
+from t5x_like.sharding.placement import Placement
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 torch = pytest.importorskip("torch", reason="needs the extra: hf")
@@ -71,11 +72,9 @@ def pair(request, tmp_path_factory):
 
 
 def load_ours(directory):
-    family, config = read_config(directory)
+    family, config, _ = read_config(directory)
     spec = model_spec(config)
-    params, dtype = import_params(
-        directory, family, config, vocab_size=VOCAB, shapes=spec.params, axes=spec.axes, mesh=ONE_DEVICE
-    )
+    params, dtype = import_params(directory, family, config, spec, vocab_size=VOCAB, placement=Placement(ONE_DEVICE))
     return family, config, spec.graphdef, params, dtype
 
 
@@ -177,6 +176,6 @@ def test_gradients_agree(name, tmp_path):
 
 def test_a_model_of_our_own_finds_its_family(pair):
     name, directory, _ = pair
-    family, config = read_config(directory)
+    family, config, _ = read_config(directory)
     fields = choose_family(dataclasses.replace(config, dtype="bfloat16"), 40)[1]
     assert fields["model_type"] == {"mt5": "t5", "roberta": "roberta"}.get(name, family.model_type)

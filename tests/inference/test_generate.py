@@ -11,12 +11,13 @@ from t5x_like.inference.generate import generate, generate_from_inputs
 from t5x_like.inference.sampling import Sampling, restrict, sample
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import merge, split
-from t5x_like.models.positions import LearnedPositionsConfig, RelativeBiasConfig, RotaryConfig, YarnScaling
+from t5x_like.models.position_biases import RelativeBiasConfig
+from t5x_like.models.positions import LearnedPositionsConfig, RotaryConfig, YarnScaling
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import Decoder, EncoderDecoderConfig, build_model
 from tests import toy

@@ -11,13 +11,12 @@ from t5x_like.learning.gradient import loss_gradient
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
 from t5x_like.models.stack import PipelineConfig
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import EncoderConfig, build_model
-from t5x_like.sharding.logical import shardings
-from t5x_like.sharding.mesh import MeshConfig, build_mesh, choices_of
-from t5x_like.training.state import model_spec
+from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from tests import toy
 
 MESH = MeshConfig(data=1, stage=4)
@@ -35,9 +34,9 @@ def with_stack(model, **fields):
 def compiled(model, batch, mesh_config, devices):
     """The program from parameters to gradient and results, and parameters."""
     mesh, spec = build_mesh(mesh_config, devices), model_spec(model)
-    places = shardings(spec.axes, spec.params, mesh)
+    places = mesh_config.on(mesh).shardings(spec.axes, spec.params)
     gradient = lambda params: loss_gradient(LossConfig(), spec.graphdef, params, batch, jax.random.key(1))
-    with jax.set_mesh(mesh), choices_of(mesh_config):
+    with mesh_config.on(mesh).use():
         params = jax.jit(lambda: split(build_model(model, jax.random.key(0)))[1], out_shardings=places)()
         return jax.jit(gradient, out_shardings=(places, None)).lower(params).compile(), params
 

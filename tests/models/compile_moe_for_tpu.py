@@ -20,12 +20,13 @@ os.environ.update(
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import NamedSharding
 
-from t5x_like.models.feedforward.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig
-from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split
-from t5x_like.sharding.logical import partition_spec, shardings
+from t5x_like.models.feedforward.dispatch import CapacityConfig, DroplessConfig
+from t5x_like.models.feedforward.moe import MoE, MoEConfig
+from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split
 from t5x_like.sharding.mesh import MESH_AXES
+from t5x_like.sharding.placement import Placement
+from tests import toy
 
 BATCH, LENGTH, EMBED, MLP = 8, 2048, 1024, 2048
 CASES = {
@@ -44,8 +45,10 @@ def compile_gradient(dispatch, sizes):
     mesh = jax.make_mesh([sizes.get(axis, 1) for axis in MESH_AXES], MESH_AXES, types, devices=devices)
     config = MoEConfig(num_experts=16, experts_per_token=2, d_ff=MLP, dispatch=dispatch)
     init = InitializerConfig().build()
-    build = lambda: MoE(config, EMBED, inits=Initializers(init, init, init), dtype=jnp.bfloat16, key=jax.random.key(0))
+    build = lambda: MoE(config, toy.layer_spec(EMBED, init, jnp.bfloat16), jax.random.key(0))
     kept = {}
+
+    placement = Placement(mesh)
 
     def params():
         kept["graphdef"], params = split(build())
@@ -54,15 +57,15 @@ def compile_gradient(dispatch, sizes):
 
     shapes = jax.eval_shape(params)
     place = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-    shapes = jax.tree.map(place, shapes, shardings(kept["axes"], shapes, mesh))
-    spec = partition_spec(("batch", "length", "embed"), (BATCH, LENGTH, EMBED), mesh.shape)
-    x = jax.ShapeDtypeStruct((BATCH, LENGTH, EMBED), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+    shapes = jax.tree.map(place, shapes, placement.shardings(kept["axes"], shapes))
+    size = BATCH, LENGTH, EMBED
+    x = jax.ShapeDtypeStruct(size, jnp.bfloat16, sharding=placement.sharding(("batch", "length", "embed"), size))
 
     def loss(params, x):
-        y, stats = merge(kept["graphdef"], params)(x)
+        y, stats = merge(kept["graphdef"], params)(x, toy.context(x))
         return jnp.mean(jnp.square(y.astype(jnp.float32))) + stats.load_balance
 
-    with jax.set_mesh(mesh):
+    with placement.use():
         compiled = jax.jit(jax.grad(loss, (0, 1))).trace(shapes, x).lower(lowering_platforms=("tpu",)).compile()
     operations = re.findall(
         r" (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all)(?:-start)?\(", compiled.as_text()

@@ -14,15 +14,8 @@ from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import merge, split
-from t5x_like.models.positions import (
-    AlibiConfig,
-    DynamicScaling,
-    LearnedPositionsConfig,
-    LongRopeScaling,
-    RelativeBiasConfig,
-    RotaryConfig,
-    rotate,
-)
+from t5x_like.models.position_biases import AlibiConfig, RelativeBiasConfig
+from t5x_like.models.positions import DynamicScaling, LearnedPositionsConfig, LongRopeScaling, RotaryConfig, rotate
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig, build_model
 from tests import toy

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from t5x_like.errors import UserError
-from t5x_like.models.feedforward.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig, glu
+from t5x_like.models.feedforward.dispatch import CapacityConfig, DroplessConfig
+from t5x_like.models.feedforward.moe import MoE, MoEConfig, glu
 from t5x_like.models.feedforward.routers import (
     ExpertChoiceRouterConfig,
     HashRouterConfig,
     SigmoidRouterConfig,
     SoftmaxRouterConfig,
-    choose,
-    scores,
 )
-from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split, stack_modules
+from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split, stack_modules
+from tests import toy
 
 BATCH, LENGTH, EMBED, MLP, EXPERTS = 4, 8, 16, 12, 6
 
@@ -21,7 +21,7 @@ BATCH, LENGTH, EMBED, MLP, EXPERTS = 4, 8, 16, 12, 6
 def build(dtype=jnp.float32, key=0, **config) -> MoE:
     config = MoEConfig(**{"num_experts": EXPERTS, "experts_per_token": 2, "d_ff": MLP, **config})
     init = InitializerConfig(stddev=0.3).build()
-    moe = MoE(config, EMBED, inits=Initializers(init, init, init), dtype=dtype, key=jax.random.key(key))
+    moe = MoE(config, toy.layer_spec(EMBED, init, dtype), jax.random.key(key))
     for layer in (moe.up, moe.gate, moe.down):
         if layer is not None and layer.bias is not None:
             layer.bias[...] = init(jax.random.key(9), layer.bias.shape, 1, 1)
@@ -66,7 +66,7 @@ def dense_weights(moe, x, is_token):
         weights = jnp.where(weights >= threshold, weights, 0)
     else:
         bias = None if moe.router.balance_bias is None else moe.router.balance_bias[...]
-        experts, factors = choose(config.router, flat, bias, config.experts_per_token)
+        experts, factors = config.router.choose(flat, bias, config.experts_per_token)
         weights = jnp.sum(jax.nn.one_hot(experts, EXPERTS) * factors[..., None], axis=1)
         weights = weights * is_token.reshape(-1, 1)
     return jnp.moveaxis(weights.reshape(*logits.shape), -1, 0)
@@ -96,7 +96,7 @@ def test_it_is_the_weighted_sum_over_all_experts(case, padded, x, is_token):
     mask = is_token if padded else None
 
     def ours(params, x):
-        y, stats = merge(graphdef, params)(x, token_ids=TOKEN_IDS, is_token=mask)
+        y, stats = merge(graphdef, params)(x, toy.context(x, token_ids=TOKEN_IDS, is_token=mask))
         return jnp.sum(jnp.sin(y)), (y, stats)
 
     def dense(params, x):
@@ -115,15 +115,15 @@ def test_it_is_the_weighted_sum_over_all_experts(case, padded, x, is_token):
 
 def test_shared_perceptron_is_added_with_its_gate(x, is_token):
     moe = build(shared_d_ff=20, shared_gate=True)
-    with_shared, _ = moe(x, is_token=is_token)
-    expected = moe.shared(x) * jax.nn.sigmoid(moe.shared_gate(x)) * is_token[..., None]
+    with_shared, _ = moe(x, toy.context(x, is_token=is_token))
+    expected = moe.shared(x, toy.context(x))[0] * jax.nn.sigmoid(moe.shared_gate(x)) * is_token[..., None]
     moe.shared_gate = moe.shared = None
-    np.testing.assert_allclose(with_shared, moe(x, is_token=is_token)[0] + expected, atol=1e-5)
+    np.testing.assert_allclose(with_shared, moe(x, toy.context(x, is_token=is_token))[0] + expected, atol=1e-5)
 
 
 def test_statistics_are_their_definitions_over_real_tokens(x, is_token):
     moe = build()
-    _, stats = moe(x, is_token=is_token)
+    _, stats = moe(x, toy.context(x, is_token=is_token))
     logits = moe.router(x)[is_token]
     probabilities = np.asarray(jax.nn.softmax(logits))
     chosen = np.bincount(np.argsort(-probabilities, axis=1)[:, :2].reshape(-1), minlength=EXPERTS)
@@ -133,13 +133,16 @@ def test_statistics_are_their_definitions_over_real_tokens(x, is_token):
     np.testing.assert_allclose(stats.z_loss, np.mean(jax.nn.logsumexp(logits, axis=1) ** 2), rtol=1e-5)
     entropies = -np.sum(probabilities * np.log(probabilities), axis=1)
     np.testing.assert_allclose(stats.entropy, entropies.mean(), rtol=1e-5)
-    assert all(a.dtype == jnp.float32 for a in build(dtype=jnp.bfloat16)(x.astype(jnp.bfloat16))[1])
+    assert all(
+        a.dtype == jnp.float32
+        for a in build(dtype=jnp.bfloat16)(x.astype(jnp.bfloat16), toy.context(x.astype(jnp.bfloat16)))[1]
+    )
 
 
 def test_an_even_router_has_a_load_balance_loss_of_experts_per_token(x):
     moe = build(router=HashRouterConfig(), num_experts=2)
-    np.testing.assert_allclose(moe(x, token_ids=TOKEN_IDS)[1].load_balance, 2, rtol=1e-5)
-    assert scores(HashRouterConfig(), moe.router(x, token_ids=TOKEN_IDS)).log_normalizer.sum() == 0
+    np.testing.assert_allclose(moe(x, toy.context(x, token_ids=TOKEN_IDS))[1].load_balance, 2, rtol=1e-5)
+    assert HashRouterConfig().scores(moe.router(x, token_ids=TOKEN_IDS)).log_normalizer.sum() == 0
 
 
 def test_tokens_beyond_the_capacity_get_nothing_and_padding_takes_no_place(x):
@@ -152,7 +155,7 @@ def test_tokens_beyond_the_capacity_get_nothing_and_padding_takes_no_place(x):
     )
     moe.router.bias[...] = jnp.array([100.0, 0.0])
     is_token = jnp.ones((BATCH, LENGTH), bool).at[:, 0].set(False)
-    y, stats = moe(x, is_token=is_token)
+    y, stats = moe(x, toy.context(x, is_token=is_token))
     served = np.asarray(jnp.any(y != 0, axis=-1))
     np.testing.assert_array_equal(served, [[False, True, True, False, True, True, False, False]] * BATCH)
     np.testing.assert_allclose(stats.dropped, 3 / 7, rtol=1e-6)
@@ -161,7 +164,7 @@ def test_tokens_beyond_the_capacity_get_nothing_and_padding_takes_no_place(x):
 
 def test_expert_choice_counts_the_tokens_that_no_expert_took(x):
     moe = build(router=ExpertChoiceRouterConfig(group_size=BATCH * LENGTH), experts_per_token=1)
-    y, stats = moe(x)
+    y, stats = moe(x, toy.context(x))
     left = jnp.mean(jnp.all(y == 0, axis=-1))
     assert left > 0
     np.testing.assert_allclose(stats.dropped, left, rtol=1e-6)
@@ -170,9 +173,11 @@ def test_expert_choice_counts_the_tokens_that_no_expert_took(x):
 
 def test_jitter_acts_with_a_key_only_and_on_the_router_only(x):
     moe = build(jitter=0.5, experts_per_token=EXPERTS, router=SoftmaxRouterConfig(renormalize=True))
-    plain, noisy = moe(x)[0], moe(x, dropout_key=jax.random.key(3))[0]
+    plain, noisy = moe(x, toy.context(x))[0], moe(x, toy.context(x, dropout_key=jax.random.key(3)))[0]
     assert jnp.abs(noisy - plain).max() > 1e-3
-    np.testing.assert_array_equal(plain, build(experts_per_token=EXPERTS)(x, dropout_key=jax.random.key(3))[0])
+    np.testing.assert_array_equal(
+        plain, build(experts_per_token=EXPERTS)(x, toy.context(x, dropout_key=jax.random.key(3)))[0]
+    )
 
 
 def test_it_runs_stacked_in_a_scan(x):
@@ -192,7 +197,10 @@ def test_it_runs_stacked_in_a_scan(x):
 
 @pytest.mark.parametrize("dispatch", [DroplessConfig(), CapacityConfig(capacity_factor=6.0)], ids=["sorted", "places"])
 def test_bfloat16_is_near_float32(dispatch, x):
-    exact, near = build(dispatch=dispatch)(x)[0], build(dispatch=dispatch, dtype=jnp.bfloat16)(x)[0]
+    exact, near = (
+        build(dispatch=dispatch)(x, toy.context(x))[0],
+        build(dispatch=dispatch, dtype=jnp.bfloat16)(x, toy.context(x))[0],
+    )
     assert near.dtype == jnp.bfloat16
     np.testing.assert_allclose(near.astype(jnp.float32), exact, atol=0.05 * jnp.abs(exact).max())
 

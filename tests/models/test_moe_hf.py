@@ -7,7 +7,8 @@ import pytest
 
 from t5x_like.models.feedforward.moe import MoE, MoEConfig
 from t5x_like.models.feedforward.routers import SigmoidRouterConfig, SoftmaxRouterConfig
-from t5x_like.models.parameters import InitializerConfig, Initializers
+from t5x_like.models.parameters import InitializerConfig
+from tests import toy
 
 pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")
@@ -137,7 +138,7 @@ def set_expert_weights(moe, theirs):
 
 def with_their_weights(config, theirs):
     init = InitializerConfig().build()
-    moe = MoE(config, EMBED, inits=Initializers(init, init, init), dtype=jnp.float32, key=jax.random.key(0))
+    moe = MoE(config, toy.layer_spec(EMBED, init), jax.random.key(0))
     set_expert_weights(moe, theirs)
     gate = "gate" if "gate.weight" in theirs else "router"
     moe.router.kernel[...] = theirs[f"{gate}.weight"].T
@@ -168,7 +169,7 @@ def test_outputs_and_gradients_are_those_of_transformers(case, scale):
     expected = expected[0] if isinstance(expected, tuple) else expected
     weights = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
     (expected * torch.tensor(weights)).sum().backward()
-    function = lambda x: (lambda y: (jnp.sum(y * weights), y))(moe(x)[0])
+    function = lambda x: (lambda y: (jnp.sum(y * weights), y))(moe(x, toy.context(x))[0])
     gradient, y = jax.grad(function, has_aux=True)(x)
 
     expected = expected.detach().numpy()
@@ -188,4 +189,4 @@ def test_the_load_balance_loss_is_that_of_transformers():
     is_token = np.random.default_rng(2).random((BATCH, LENGTH)) > 0.3
     logits, _, _ = module.gate(torch.tensor(x))
     expected = load_balancing_loss_func((logits,), 6, 2, torch.tensor(is_token).int())
-    np.testing.assert_allclose(moe(x, is_token=is_token)[1].load_balance, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(moe(x, toy.context(x, is_token=is_token))[1].load_balance, expected.item(), rtol=1e-5)

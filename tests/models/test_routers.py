@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 
 from t5x_like.errors import UserError
+from t5x_like.models.feedforward.moe import balanced
 from t5x_like.models.feedforward.routers import (
     ExpertChoiceRouterConfig,
     HashRouterConfig,
-    Router,
     SigmoidRouterConfig,
     SoftmaxRouterConfig,
-    balanced,
-    choose,
     hash_scores,
 )
-from t5x_like.models.parameters import InitializerConfig
+from t5x_like.models.parameters import InitializerConfig, split
 
 TOKENS, EXPERTS = 40, 8
 
@@ -26,17 +24,17 @@ def logits():
 
 def test_the_softmax_may_come_before_or_after_the_choice(logits):
     """Mixtral's order and gpt-oss'."""
-    experts, weights = choose(SoftmaxRouterConfig(), logits, None, 3)
+    experts, weights = SoftmaxRouterConfig().choose(logits, None, 3)
     probabilities, order = jax.lax.top_k(jax.nn.softmax(logits), 3)
     np.testing.assert_array_equal(experts, order)
     np.testing.assert_allclose(weights, probabilities / probabilities.sum(-1, keepdims=True), rtol=1e-6)
-    _, weights = choose(SoftmaxRouterConfig(renormalize=False, scaling=2.0), logits, None, 3)
+    _, weights = SoftmaxRouterConfig(renormalize=False, scaling=2.0).choose(logits, None, 3)
     np.testing.assert_allclose(weights, 2 * probabilities, rtol=1e-6)
 
 
 @pytest.mark.parametrize("config", [SoftmaxRouterConfig(), SigmoidRouterConfig()], ids=["softmax", "sigmoid"])
 def test_the_balance_bias_moves_the_choice_but_not_the_weights(config, logits):
-    experts, weights = choose(config, logits, jnp.zeros(EXPERTS).at[5].set(10.0), 2)
+    experts, weights = config.choose(logits, jnp.zeros(EXPERTS).at[5].set(10.0), 2)
     assert (experts[:, 0] == 5).all()
     values = jnp.exp(logits) if isinstance(config, SoftmaxRouterConfig) else jax.nn.sigmoid(logits)
     chosen = jnp.take_along_axis(values, experts, axis=1)
@@ -45,7 +43,7 @@ def test_the_balance_bias_moves_the_choice_but_not_the_weights(config, logits):
 
 @pytest.mark.parametrize("kind", [SoftmaxRouterConfig, SigmoidRouterConfig])
 def test_a_token_stays_in_its_best_groups(kind, logits):
-    experts, _ = choose(kind(num_groups=4, groups_per_token=2), logits, None, 3)
+    experts, _ = kind(num_groups=4, groups_per_token=2).choose(logits, None, 3)
     values = np.asarray(jax.nn.softmax(logits) if kind is SoftmaxRouterConfig else jax.nn.sigmoid(logits))
     grouped = values.reshape(TOKENS, 4, 2)
     best = grouped.max(-1) if kind is SoftmaxRouterConfig else grouped.sum(-1)
@@ -57,14 +55,14 @@ def test_a_token_stays_in_its_best_groups(kind, logits):
 
 
 def test_of_equal_experts_the_first_is_chosen():
-    experts, weights = choose(SoftmaxRouterConfig(), jnp.zeros((2, EXPERTS)), None, 3)
+    experts, weights = SoftmaxRouterConfig().choose(jnp.zeros((2, EXPERTS)), None, 3)
     assert experts.tolist() == [[0, 1, 2]] * 2
     np.testing.assert_allclose(weights, 1 / 3, rtol=1e-6)
 
 
 def test_hashes_are_fixed_distinct_and_even():
     scores = hash_scores(jnp.arange(20_000), EXPERTS, seed=0)
-    experts, weights = choose(HashRouterConfig(), scores, None, 2)
+    experts, weights = HashRouterConfig().choose(scores, None, 2)
     assert (experts[:, 0] != experts[:, 1]).all()
     np.testing.assert_allclose(np.bincount(experts.reshape(-1)) / 5000, 1.0, atol=0.05)
     np.testing.assert_array_equal(weights, 0.5)
@@ -76,7 +74,7 @@ def test_hashes_are_fixed_distinct_and_even():
 
 def test_jitter_needs_a_key_and_the_router_is_float32():
     init = InitializerConfig(stddev=1.0).build()
-    router = Router(SoftmaxRouterConfig(use_bias=True), EXPERTS, 16, init=init, key=jax.random.key(0))
+    router = SoftmaxRouterConfig(use_bias=True).build(16, EXPERTS, init=init, key=jax.random.key(0))
     router.bias[...] = jnp.arange(EXPERTS, dtype=jnp.float32)
     x = jax.random.normal(jax.random.key(1), (2, 3, 16), jnp.bfloat16)
     plain = router(x, jitter=0.1)
@@ -111,7 +109,7 @@ def test_impossible_routers_are_refused(build, message):
 
 
 def test_a_hash_router_without_token_ids_is_refused():
-    router = Router(HashRouterConfig(), EXPERTS, 16, init=InitializerConfig().build(), key=jax.random.key(0))
-    assert router.kernel is None
+    router = HashRouterConfig().build(16, EXPERTS, init=InitializerConfig().build(), key=jax.random.key(0))
+    assert not jax.tree.leaves(split(router)[1])
     with pytest.raises(UserError, match="HashRouterConfig chooses by token"):
         router(jnp.zeros((1, 2, 16)))

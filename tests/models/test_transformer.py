@@ -9,9 +9,9 @@ from flax import linen
 from t5x_like.errors import UserError
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import ACTIVATIONS, MLPConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
-from t5x_like.models.norms import Norm, NormConfig
+from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split
 from t5x_like.models.positions import (
     LearnedPositionsConfig,
@@ -21,7 +21,6 @@ from t5x_like.models.positions import (
     SinusoidalPositionsConfig,
     YarnScaling,
     rotate,
-    sinusoidal,
 )
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import Decoder, DecoderConfig
@@ -189,7 +188,7 @@ def test_normalised_queries_and_keys_have_no_scale(tokens):
 
 def test_zero_centered_norms_start_as_the_identity():
     x = jax.random.normal(jax.random.key(0), (3, 16))
-    np.testing.assert_array_equal(Norm(NormConfig(zero_centered=True), 16)(x), Norm(NormConfig(), 16)(x))
+    np.testing.assert_array_equal(NormConfig(zero_centered=True).build(16)(x), NormConfig().build(16)(x))
 
 
 SCALINGS = {
@@ -230,7 +229,7 @@ def test_norms_agree_with_flax(kind):
     x = jax.random.normal(jax.random.key(0), (3, 16)) * 3 + 1
     layer = {"rmsnorm": linen.RMSNorm, "layernorm": linen.LayerNorm}[kind](epsilon=1e-6)
     expected = layer.apply(layer.init(jax.random.key(0), x), x)
-    ours = Norm(NormConfig(kind=kind, use_bias=kind == "layernorm"), 16)(x)
+    ours = NormConfig(kind=kind, use_bias=kind == "layernorm").build(16)(x)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -245,7 +244,7 @@ def test_rotary_turns_complex_numbers():
 
 
 def test_sinusoids_start_at_zero_and_one_and_span_the_wavelengths():
-    table = sinusoidal(SinusoidalPositionsConfig(max_wavelength=100.0), jnp.arange(50)[None], 8)[0]
+    table = SinusoidalPositionsConfig(max_wavelength=100.0).build(8, init=None, key=None)(jnp.arange(50)[None])[0]
     np.testing.assert_allclose(table[0], [0] * 4 + [1] * 4)
     np.testing.assert_allclose(table[:, 0], np.sin(np.arange(50)), atol=1e-5)
     np.testing.assert_allclose(table[:, 7], np.cos(np.arange(50) / 100), atol=1e-5)

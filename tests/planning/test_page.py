@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from t5x_like.planning.page import WIDTH, page
+from t5x_like.planning.page import WIDTH, plan_page
 from t5x_like.planning.report import memory_parts
 from t5x_like.planning.search import Candidate, Result
 from tests.browser import shown
@@ -18,12 +18,12 @@ def drawings(text):
 
 
 def test_nothing_comes_from_elsewhere(tpu_plan):
-    text = page(tpu_plan)
+    text = plan_page(tpu_plan)
     assert not any(word in text for word in ("http", "src=", "<link", "@import", "<script", "url("))
 
 
 def test_the_memory_bar_is_as_long_as_the_memory(tpu_plan):
-    bars = drawings(page(tpu_plan))["memory"].findall("rect")
+    bars = drawings(plan_page(tpu_plan))["memory"].findall("rect")
     *parts, outline = bars
     assert len(parts) == len(memory_parts(tpu_plan))
     share = sum(float(bar.get("width")) for bar in parts) / float(outline.get("width"))
@@ -32,7 +32,7 @@ def test_the_memory_bar_is_as_long_as_the_memory(tpu_plan):
 
 
 def test_the_timeline_shows_every_segment_within_the_step(tpu_plan):
-    bars = drawings(page(tpu_plan))["timeline"].findall("rect")
+    bars = drawings(plan_page(tpu_plan))["timeline"].findall("rect")
     assert len(bars) == len(tpu_plan.timing.timeline)
     assert max(float(bar.get("x")) + float(bar.get("width")) for bar in bars) <= WIDTH + 1
     assert any("MLP > Linear" in bar.find("title").text for bar in bars)
@@ -43,13 +43,13 @@ def test_the_scatter_plot_has_a_point_for_each_candidate(tpu_plan, request_for_c
     candidate = Candidate(settings, request_for_cpu, tpu_plan)
     slower = dataclasses.replace(tpu_plan, timing=dataclasses.replace(tpu_plan.timing, seconds=9.0))
     results = [Result(candidate, tpu_plan), Result(candidate, slower), Result(candidate, None, "crash")]
-    points = drawings(page(tpu_plan, results))["search"].findall("circle")
+    points = drawings(plan_page(tpu_plan, results))["search"].findall("circle")
     assert [point.get("fill") != "none" for point in points] == [True, False]
     assert "StackConfig.remat = 'full'" in points[0].find("title").text
 
 
 def test_a_plan_without_time_has_no_timeline(cpu_plan):
-    assert set(drawings(page(cpu_plan))) == {"memory"}
+    assert set(drawings(plan_page(cpu_plan))) == {"memory"}
 
 
 @pytest.mark.browser
@@ -57,7 +57,7 @@ def test_a_browser_shows_all_of_it(tpu_plan, tmp_path):
     import matplotlib.image
 
     file = tmp_path / "plan.html"
-    file.write_text(page(tpu_plan))
+    file.write_text(plan_page(tpu_plan))
     document = shown(file, tmp_path / "picture.png")
     assert document.count("<svg") == 2
     assert "A step: " in document

@@ -18,6 +18,7 @@ from t5x_like.runtime import processes
 from t5x_like.runtime.processes import Meeting
 from t5x_like.sharding.logical import local_rows, on_devices
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.sharding.placement import Placement
 from t5x_like.training.job import batch_target
 from tests import toy
 
@@ -191,7 +192,7 @@ def test_one_process_meets_nobody(monkeypatch):
 def test_a_process_sends_its_own_rows(sizes, monkeypatch, tmp_path):
     """As if the devices 2 to 5 were those of this process."""
     mesh = build_mesh(MeshConfig(**sizes))
-    target = batch_target(toy.experiment(tmp_path).data, mesh)
+    target = batch_target(toy.experiment(tmp_path).data, Placement(mesh))
     whole = toy.batch()
     expected = on_devices(whole, target)
     monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -66,6 +66,10 @@ FAKE_GCLOUD = """#!/usr/bin/env bash
 cd "$(dirname "$0")"
 echo "$3 $4 ${*: -1}" >> log
 if [ "$3 $4" = "queued-resources describe" ]; then
+    if [ "$(sed -n 1p states)" = MISSING ]; then
+        [ "$(wc -l < states)" -gt 1 ] && sed -i 1d states
+        echo "ERROR: (gcloud) NOT_FOUND: Resource not found" >&2; exit 1
+    fi
     sed -n 1p states; [ "$(wc -l < states)" -gt 1 ] && sed -i 1d states; exit 0
 fi
 case "$*" in *"cat ~/train.exit"*) sed -n 1p exits; [ "$(wc -l < exits)" -gt 1 ] && sed -i 1d exits ;; esac
@@ -89,7 +93,7 @@ BABYSIT = ("babysit", "--name=run", "--zone=z", "--accelerator=v5p-8", "--poll_s
 
 
 def test_a_preempted_run_is_started_again_with_the_same_arguments(cloud):
-    states = ["MISSING", "PROVISIONING", "ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "SUSPENDED", "MISSING", "ACTIVE"]
+    states = ["MISSING", "PROVISIONING", "ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "MISSING", "ACTIVE"]
     path = cloud(states, ["running", "0"])
     done = launch(*BABYSIT, train=TRAIN, path=path)
     assert done.returncode == 0, done.stderr
@@ -115,6 +119,40 @@ def test_a_refused_configuration_is_not_tried_again(cloud):
     done = launch(*BABYSIT, train=TRAIN, path=path)
     assert done.returncode == 2
     assert "refused its configuration" in done.stderr
+
+
+FLAKY_GCLOUD = """#!/usr/bin/env bash
+# A cloud that works, but for the call whose number stands in `fails`: what a preemption or a lost network looks like.
+cd "$(dirname "$0")"
+number=$(($(cat calls) + 1)); echo $number > calls
+if [ $number = "$(cat fails)" ]; then echo "ERROR: (gcloud) UNAVAILABLE: try again later" >&2; exit 1; fi
+case "$3 $4" in
+    "queued-resources create") touch exists ;;
+    "queued-resources delete") rm -f exists ;;
+    "queued-resources describe")
+        if [ -e exists ]; then echo ACTIVE; else echo "ERROR: (gcloud) NOT_FOUND: no $5" >&2; exit 1; fi ;;
+esac
+case "$*" in *"cat ~/train.exit"*) sed -n 1p exits; [ "$(wc -l < exits)" -gt 1 ] && sed -i 1d exits ;; esac
+exit 0
+"""
+
+
+def test_a_failure_of_any_one_call_ends_no_run(tmp_path):
+    def babysit(fails):
+        for name, text in {"calls": 0, "fails": fails, "exits": "running\nrunning\n0", "gcloud": FLAKY_GCLOUD}.items():
+            (tmp_path / name).write_text(f"{text}\n")
+        (tmp_path / "gcloud").chmod(0o755)
+        (tmp_path / "exists").unlink(missing_ok=True)
+        return launch(*BABYSIT, "--max_retries=3", train=TRAIN, path=tmp_path)
+
+    assert babysit(0).returncode == 0
+    calls = int((tmp_path / "calls").read_text())
+    assert calls > 8
+    for number in range(1, calls + 1):
+        done = babysit(number)
+        assert done.returncode == 0, (number, done.stderr)
+        assert "the run is complete" in done.stdout
+        assert done.stderr, f"call {number} failed without a word"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from t5x_like.kernels.attention.logits import MASK_VALUE
 from t5x_like.sharding import attention as sharded
 from t5x_like.sharding import context
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.sharding.placement import ContextConfig, Placement
 from t5x_like.sharding.token_runs import from_zigzag, to_zigzag
 
 HEADS, HEAD_DIM = 4, 8
@@ -52,12 +53,12 @@ def results(attend, trained: dict[str, np.ndarray], options: dict[str, Any], zig
 
 def check(sizes: dict[str, int], trained: dict[str, np.ndarray], options: dict[str, Any], **config) -> str:
     """Compares, and returns the compiled program on the mesh."""
-    config = context.ContextConfig(**config)
+    config = ContextConfig(**config)
     mesh = build_mesh(MeshConfig(**sizes), jax.devices()[: int(np.prod(list(sizes.values())))])
     causal = options.get("mask", MaskSpec()).causal
     balanced = causal and config.balance and config.method != "ulysses" and sizes.get("sequence", 1) > 1
     zigzag = sizes["sequence"] if balanced else None
-    with jax.set_mesh(mesh), context.using(config), context._in_zigzag(balanced):
+    with Placement(mesh, config).use(), context._in_zigzag(balanced):
         program = results(sharded.attention, trained, options, zigzag)
         ours = jax.device_get(program(trained))
     expected = jax.device_get(results(attention, trained, options)(trained))

@@ -12,9 +12,8 @@ from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
 from t5x_like.kernels.target import compiling_for
 from t5x_like.sharding import attention as sharded
-from t5x_like.sharding import context
-from t5x_like.sharding.context import ContextConfig
 from t5x_like.sharding.mesh import MESH_AXES, MeshConfig, build_mesh
+from t5x_like.sharding.placement import ContextConfig, Placement
 from tests.sharding.agreement import HEADS, arrays, check, packed
 
 CAUSAL = MaskSpec(causal=True)
@@ -100,7 +99,7 @@ def in_stages(mesh, x, method):
 
     spec = jax.sharding.PartitionSpec("stage")
     run = jax.shard_map(stage, in_specs=spec, out_specs=spec, axis_names={"stage"}, check_vma=False)
-    with jax.set_mesh(mesh), context.using(ContextConfig(method=method)):
+    with Placement(mesh, ContextConfig(method=method)).use():
         return jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(run(x)))))(x)
 
 

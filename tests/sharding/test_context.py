@@ -14,14 +14,14 @@ from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import split
-from t5x_like.models.positions import RelativeBiasConfig
+from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import EncoderDecoderConfig, build_model
 from t5x_like.sharding import context
-from t5x_like.sharding.context import ContextConfig
 from t5x_like.sharding.logical import on_devices
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
+from t5x_like.sharding.placement import ContextConfig, Placement
 from t5x_like.sharding.token_runs import from_zigzag, to_zigzag
 from t5x_like.training.job import compile_step, set_up
 from t5x_like.training.state import initial_state
@@ -115,11 +115,12 @@ def test_zigzag_gives_every_device_the_same_causal_work():
 
 def test_a_batch_is_put_in_order_with_its_positions():
     batch = {**toy.batch(), "encoder_input_tokens": np.zeros((toy.BATCH, 8), np.int32)}
-    with jax.set_mesh(build_mesh(MeshConfig(data=2, sequence=4))):
+    mesh = build_mesh(MeshConfig(data=2, sequence=4))
+    with Placement(mesh).use():
         with context.balanced(batch) as ordered:
             assert context.lies_in_zigzag(CAUSAL)
             assert not context.lies_in_zigzag(MaskSpec())
-        with context.using(ContextConfig(balance=False)), context.balanced(batch) as left:
+        with Placement(mesh, ContextConfig(balance=False)).use(), context.balanced(batch) as left:
             assert left is batch
         assert not context.lies_in_zigzag(CAUSAL)
     positions = np.asarray(ordered["decoder_positions"])
@@ -200,7 +201,7 @@ def test_an_encoder_decoder_is_that_of_one_device(method):
     loss = lambda params, batch: batch_loss(LossConfig(), graphdef, params, batch)[0]
     expected = jax.jit(jax.value_and_grad(loss))(params, batch)
     mesh = build_mesh(MeshConfig(data=2, sequence=2, tensor=2))
-    with jax.set_mesh(mesh), context.using(ContextConfig(method=method)):
+    with Placement(mesh, ContextConfig(method=method)).use():
         ours = jax.jit(jax.value_and_grad(loss))(params, batch)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1e-2, np.abs(other).max()))

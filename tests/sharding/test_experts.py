@@ -10,12 +10,15 @@ import pytest
 from jax.sharding import AxisType
 
 from t5x_like.errors import UserError
-from t5x_like.models.feedforward.moe import CapacityConfig, DroplessConfig, MoE, MoEConfig
+from t5x_like.models.feedforward.dispatch import CapacityConfig, DroplessConfig
+from t5x_like.models.feedforward.moe import MoE, MoEConfig
 from t5x_like.models.feedforward.routers import ExpertChoiceRouterConfig, SigmoidRouterConfig, SoftmaxRouterConfig
-from t5x_like.models.parameters import InitializerConfig, Initializers, logical_axes, merge, split
+from t5x_like.models.parameters import InitializerConfig, logical_axes, merge, split
 from t5x_like.sharding.experts import check_experts, tokens_per_group
-from t5x_like.sharding.logical import constrain, shardings
+from t5x_like.sharding.logical import constrain
 from t5x_like.sharding.mesh import MESH_AXES
+from t5x_like.sharding.placement import Placement
+from tests import toy
 
 BATCH, LENGTH, EMBED, MLP, EXPERTS = 16, 8, 16, 24, 8
 
@@ -28,7 +31,7 @@ def mesh_of(**sizes):
 def build(**config) -> MoE:
     config = MoEConfig(**{"num_experts": EXPERTS, "experts_per_token": 2, "d_ff": MLP, **config})
     init = InitializerConfig(stddev=0.3).build()
-    moe = MoE(config, EMBED, inits=Initializers(init, init, init), dtype=jnp.float32, key=jax.random.key(0))
+    moe = MoE(config, toy.layer_spec(EMBED, init), jax.random.key(0))
     for layer in (moe.up, moe.gate, moe.down):
         if layer.bias is not None:
             layer.bias[...] = init(jax.random.key(9), layer.bias.shape, 1, 1)
@@ -45,7 +48,7 @@ def inputs(batch=BATCH, length=LENGTH):
 def loss(params, x, graphdef, target, is_token):
     """Of an output per token, and of the statistics that have gradients."""
     x, target = constrain(x, "batch", "length", "embed"), constrain(target, "batch", "length", "embed")
-    y, stats = merge(graphdef, params)(x, is_token=is_token, dropout_key=jax.random.key(7))
+    y, stats = merge(graphdef, params)(x, toy.context(x, is_token=is_token, dropout_key=jax.random.key(7)))
     objective = jnp.sum(y * target) / is_token.size + stats.load_balance + stats.z_loss
     return objective, (y, stats)
 
@@ -57,8 +60,8 @@ def step(moe, arrays, mesh=None, compiled=False):
     gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
     if mesh is None:
         return jax.jit(gradient, static_argnums=2)(params, x, graphdef, target, is_token)
-    with jax.set_mesh(mesh):
-        placed = shardings(logical_axes(moe), params, mesh)
+    with Placement(mesh).use():
+        placed = Placement(mesh).shardings(logical_axes(moe), params)
         out = (None, (placed, None))
         function = jax.jit(gradient, static_argnums=2, out_shardings=out)
         arguments = (jax.device_put(params, placed), x, graphdef, target, is_token)
@@ -124,17 +127,17 @@ def test_a_batch_that_the_mesh_does_not_divide(case, batch, length):
     """A prompt, or the last tokens of a few: devices without tokens of their own still serve their experts."""
     graphdef, params = split(build(**CASES[case]))
     x, _, is_token = inputs(batch, length)
-    run = jax.jit(lambda params, x: merge(graphdef, params)(x, is_token=is_token))
+    run = jax.jit(lambda params, x: merge(graphdef, params)(x, toy.context(x, is_token=is_token)))
     expected = run(params, x)
     with jax.set_mesh(mesh_of(data=2, expert=4)):
-        actual = jax.jit(lambda params, x: merge(graphdef, params)(x, is_token=is_token))(params, x)
+        actual = jax.jit(lambda params, x: merge(graphdef, params)(x, toy.context(x, is_token=is_token))(params, x))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
 
 
 def test_groups_too_large_for_the_devices_are_reported(caplog):
     moe = build(dispatch=CapacityConfig(group_size=32))
     with jax.set_mesh(mesh_of(data=8)):
-        jax.eval_shape(moe, inputs()[0])
+        jax.eval_shape(lambda x: moe(x, toy.context(x)), inputs()[0])
     assert "groups of 32 tokens are too few for 8 devices" in caplog.text
     assert "A group_size of 16 would" in caplog.text
 
@@ -148,9 +151,9 @@ def test_a_short_buffer_drops_and_counts(exchange):
     moe.router.bias[...] = jnp.array([0.0, 0, 100, 100, 0, 0, 0, 0])
     x, _, _ = inputs()
     graphdef, params = split(moe)
-    exact, _ = moe(x)
+    exact, _ = moe(x, toy.context(x))
     with jax.set_mesh(mesh_of(data=2, expert=4)):
-        y, stats = jax.jit(lambda params, x: merge(graphdef, params)(x))(params, x)
+        y, stats = jax.jit(lambda params, x: merge(graphdef, params)(x, toy.context(x)))(params, x)
     np.testing.assert_allclose(stats.dropped, 0.5, rtol=1e-6)
     np.testing.assert_allclose(stats.load, [0, 0, 0.5, 0.5, 0, 0, 0, 0], rtol=1e-6)
     whole = np.all(np.abs(y - exact) < 1e-4, axis=-1)

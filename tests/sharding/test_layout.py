@@ -25,7 +25,9 @@ def test_the_table_says_how_each_parameter_lies(tmp_path):
 
 
 def test_large_parameters_that_nothing_splits_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(job_module, "left_whole", lambda params, mesh: layout.left_whole(params, mesh, least_bytes=128))
+    monkeypatch.setattr(
+        "t5x_like.training.job.left_whole", lambda params, mesh: layout.left_whole(params, mesh, least_bytes=128)
+    )
     lines = job(tmp_path, data=2, fsdp=2, tensor=2).describe().splitlines()
     [named] = [line for line in lines if line.startswith("whole on every device")]
     assert "final_norm/scale (32, 0 MiB)" in named

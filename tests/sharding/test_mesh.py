@@ -10,8 +10,9 @@ from t5x_like.config import parse_config
 from t5x_like.config.parse import SHIPPED
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
-from t5x_like.sharding.logical import SPLIT_ACTIVATIONS, batch_axes, constrain, on_devices, partition_spec
+from t5x_like.sharding.logical import batch_axes, constrain, on_devices
 from t5x_like.sharding.mesh import MeshConfig, _arranged, build_mesh, describe_mesh
+from t5x_like.sharding.placement import Placement, partition_spec
 from t5x_like.training.job import compile_step, set_up
 from t5x_like.training.state import initial_state
 from tests import toy
@@ -101,10 +102,10 @@ class Holder:
 
 def test_split_activations_take_the_length_where_heads_leave_it():
     tokens, heads = ("batch", "length", "embed"), ("batch", "length", "heads", "head_dim")
-    sizes = {**MESH, "fsdp": 1}
-    assert partition_spec(tokens, (4, 8, 6), sizes, SPLIT_ACTIVATIONS) == P("data", "tensor", None)
-    assert partition_spec(heads, (4, 8, 2, 3), sizes, SPLIT_ACTIVATIONS) == P("data", None, "tensor", None)
-    assert partition_spec(tokens, (4, 8, 6), {**sizes, "sequence": 2}, SPLIT_ACTIVATIONS)[1] == ("sequence", "tensor")
+    sizes, rules = {**MESH, "fsdp": 1}, Placement(split_activations=True).activation_rules
+    assert partition_spec(tokens, (4, 8, 6), sizes, rules) == P("data", "tensor", None)
+    assert partition_spec(heads, (4, 8, 2, 3), sizes, rules) == P("data", None, "tensor", None)
+    assert partition_spec(tokens, (4, 8, 6), {**sizes, "sequence": 2}, rules)[1] == ("sequence", "tensor")
 
 
 @pytest.mark.slow  # Eight devices meet often: starved of processors, XLA:CPU gives up.

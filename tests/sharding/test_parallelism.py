@@ -13,14 +13,14 @@ from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.models.mixers.attention import AttentionConfig
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
-from t5x_like.models.positions import RelativeBiasConfig, RotaryConfig
+from t5x_like.models.position_biases import RelativeBiasConfig
+from t5x_like.models.positions import RotaryConfig
 from t5x_like.models.stack import PipelineConfig, StackConfig
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig, build_model
-from t5x_like.sharding.logical import partition_spec, shardings
-from t5x_like.sharding.mesh import MESH_AXES, MeshConfig, build_mesh, choices_of
-from t5x_like.training.state import model_spec
+from t5x_like.sharding.mesh import MESH_AXES, MeshConfig, build_mesh
 
 BATCH, LENGTH, VOCAB, STEPS = 16, 8, 32, 5
 
@@ -72,9 +72,9 @@ def trace(name, mesh_config, devices):
     """Losses and gradients of a few steps of plain gradient descent."""
     config, mesh = MODELS[name], build_mesh(mesh_config, devices)
     spec = model_spec(config)
-    places = shardings(spec.axes, spec.params, mesh)
+    places = mesh_config.on(mesh).shardings(spec.axes, spec.params)
     create = jax.jit(lambda key: split(build_model(config, key))[1], out_shardings=places)
-    place = lambda a: jax.NamedSharding(mesh, partition_spec(("batch", "length")[: a.ndim], a.shape, mesh.shape))
+    place = lambda a: mesh_config.on(mesh).sharding(("batch", "length")[: a.ndim], a.shape)
     arrays = {key: jax.device_put(value, place(value)) for key, value in batch(name).items()}
 
     def step(params):
@@ -82,7 +82,7 @@ def trace(name, mesh_config, devices):
         value, gradient = jax.value_and_grad(loss)(params)
         return value, gradient, jax.tree.map(lambda p, g: p - 0.3 * g, params, gradient)
 
-    with jax.set_mesh(mesh), choices_of(mesh_config):
+    with mesh_config.on(mesh).use():
         params = create(jax.random.key(0))
         step, losses = jax.jit(step, out_shardings=(None, places, places)), []
         for _ in range(STEPS):
@@ -178,12 +178,12 @@ def test_stages_hold_their_layers_and_nothing_is_computed_in_bubbles():
     mesh_config = MeshConfig(data=1, stage=4)
     mesh = build_mesh(mesh_config, jax.devices()[:4])
     spec = model_spec(MODELS["decoder"])
-    places = shardings(spec.axes, spec.params, mesh)
+    places = mesh_config.on(mesh).shardings(spec.axes, spec.params)
     layers = places["stack"]["scanned"]["0"]["mixer"]["query"]["kernel"]
     assert layers.spec[0] == "stage"
     arrays = jax.tree.map(jnp.asarray, batch("decoder"))
     loss = lambda params: batch_loss(LossConfig(), spec.graphdef, params, arrays)[0]
-    with jax.set_mesh(mesh), choices_of(mesh_config):
+    with mesh_config.on(mesh).use():
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), spec.params, places)
         text = jax.jit(jax.grad(loss), out_shardings=places).lower(target).compile().as_text()
     assert text.count("conditional(") >= 2

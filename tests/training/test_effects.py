@@ -170,7 +170,7 @@ def test_norms_on_a_mesh_are_those_of_one_device(directory):
 def test_what_is_off_is_not_in_the_program(directory):
     experiment = toy.experiment(directory)
     job = set_up(experiment, build_mesh(MeshConfig(), jax.devices()[:1]), 257)
-    with jax.set_mesh(job.mesh):
+    with job.placement.use():
         jaxpr = jax.make_jaxpr(job.train_step)(job.state, job.batch)
         metrics = jax.eval_shape(job.train_step, job.state, job.batch)[1]
     assert "debug_callback" not in str(jaxpr)

@@ -9,12 +9,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
-from t5x_like.models.mixers.attention import AttentionConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
+from t5x_like.models.mixers.attention import AttentionConfig, attended_keys
 from t5x_like.models.parameters import split
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderDecoderConfig, build_model
-from t5x_like.training.flops import attended_keys, flops_per_row, model_flops_utilization, peak_flops_per_second
+from t5x_like.training.flops import flops_per_row, model_flops_utilization, peak_flops_per_second
 
 
 def device(kind):

@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from t5x_like.errors import UserError
-from t5x_like.models.heads import RewardHeadConfig
+from t5x_like.models.heads.reward import RewardHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.stack import PipelineConfig
 from t5x_like.models.transformer import EncoderDecoderConfig

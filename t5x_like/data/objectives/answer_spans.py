@@ -1,47 +1,16 @@
 """Where the answer to a question stands in a text: the first and the last of its tokens (Devlin et al. 2019, 4.2)."""
 
 import numpy as np
-from jaxtyping import Int64
 
 from t5x_like.configurable import configurable
+from t5x_like.data.layouts import LayoutName
 from t5x_like.data.objectives.examples import PairObjective, Sizes, by_row, first
 from t5x_like.data.objectives.objective import Features, Index, Keys, Rows, Transform
-from t5x_like.data.pieces import ragged_arange, select
+from t5x_like.data.pieces import select
 from t5x_like.data.tasks.examples import ExampleSet
-from t5x_like.data.tasks.layouts import Examples, Lengths
+from t5x_like.data.tasks.layouts import Lengths, WindowRows
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
-
-
-class WindowRows:
-    """A question and a window of its context per row: long contexts have several rows, side by side in number.
-
-    Attributes:
-      example: The example of each row.
-      starts: The first token of the context that the row holds.
-      questions: How many tokens of the question it holds.
-    """
-
-    num_cut = 0
-
-    def __init__(self, source: ExampleSet, length: int, stride: int):
-        self.source, self.length = source, length
-        questions, contexts = (source.bounds(name)[1] for name in ("first", "second"))
-        questions = np.minimum(questions, length // 4)
-        room = length - 3 - questions
-        step = np.minimum(stride, room)
-        counts = 1 + -(-np.maximum(contexts - room, 0) // step)
-        self.example, number = ragged_arange(counts)
-        self.starts = number * step[self.example]
-        self.questions = questions[self.example]
-        self.num_rows = len(self.example)
-        self.num_tokens = int((np.minimum(contexts[self.example] - self.starts, room[self.example])).sum())
-        self.tokens_per_row = self.num_tokens / max(self.num_rows, 1)
-
-    def read(self, index: Index) -> tuple[Examples, Int64[np.ndarray, "pieces"]]:
-        """The examples of rows, and the numbers of those that have one; numbers from `num_rows` on have none."""
-        rows = np.flatnonzero(index < self.num_rows)
-        return Examples(self.source, self.example[index[rows]], rows, len(index)), index[rows]
 
 
 @configurable
@@ -66,8 +35,8 @@ class SpanExtraction(PairObjective):
     def features(self, length: int, packed: bool) -> Features:
         return super().features(length, packed) | dict.fromkeys(self.number_names, ((), "int32"))
 
-    def lay_out(self, examples: ExampleSet, length: int, packed: bool) -> WindowRows:
-        return WindowRows(examples, length, self.stride)
+    def lay_out(self, source: ExampleSet, length: int, layout: LayoutName) -> WindowRows:
+        return WindowRows(source, length, self.stride)
 
     def sizes(self, lengths: Lengths) -> Sizes:
         return (lengths["first"] + lengths["second"] + 3,)

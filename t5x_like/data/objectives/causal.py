@@ -21,11 +21,10 @@ PACKED = ("decoder_segment_ids", "decoder_positions")
 class CausalLM(Objective):
     """Every token is predicted from those before it."""
 
+    predicts_every_token = True
+
     def features(self, length: int, packed: bool) -> Features:
         return token_features(length, *TOKENS, *(PACKED if packed else ()))
-
-    def costs(self, lengths: Int64[np.ndarray, "pieces"], length: int) -> Int64[np.ndarray, "pieces"]:
-        return lengths
 
     def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
         return functools.partial(_causal, length, packed, tokenizer.pad_id or 0)
@@ -78,9 +77,6 @@ class PrefixLM(Objective):
 
     def features(self, length: int, packed: bool) -> Features:
         return token_features(length, *TOKENS, "decoder_order", *(PACKED if packed else ()))
-
-    def costs(self, lengths: Int64[np.ndarray, "pieces"], length: int) -> Int64[np.ndarray, "pieces"]:
-        return lengths
 
     def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
         return functools.partial(self._rows, length, packed, tokenizer.pad_id or 0)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from t5x_like.configurable import configurable
+from t5x_like.data.layouts import Layout, LayoutName
 from t5x_like.data.objectives.causal import PACKED, TOKENS, decoder_rows
 from t5x_like.data.objectives.corruption import encoder_decoder_features, encoder_decoder_rows
 from t5x_like.data.objectives.objective import (
@@ -20,6 +21,7 @@ from t5x_like.data.objectives.objective import (
     token_features,
 )
 from t5x_like.data.pieces import Pieces, Ragged, constant, join, select
+from t5x_like.data.tasks.examples import ExampleSet
 from t5x_like.data.tasks.layouts import ExampleRows, Lengths
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
@@ -28,17 +30,9 @@ Sizes = Sequence[Int64[np.ndarray, "examples"]]
 
 
 class ExampleObjective(Objective):
-    """What the objectives of tasks can do beside what all can.
+    """What is predicted of the examples of a task."""
 
-    Attributes:
-      field_names: The fields that an example must have.
-      number_names: The numbers that it must have.
-      packable: Whether several examples may share a row.
-    """
-
-    field_names: tuple[str, ...]
-    number_names: tuple[str, ...] = ()
-    packable = False
+    takes_examples = True
 
     @abc.abstractmethod
     def sizes(self, lengths: Lengths) -> Sizes:
@@ -48,11 +42,8 @@ class ExampleObjective(Objective):
     def capacities(self, length: int) -> Sequence[int]:
         """The room that these rows have."""
 
-    def costs(self, lengths: Int64[np.ndarray, "pieces"], length: int) -> Int64[np.ndarray, "pieces"]:
-        return lengths
-
-    def lay_out(self, examples, length: int, packed: bool) -> ExampleRows:
-        return ExampleRows(examples, self.sizes, self.capacities(length), packed)
+    def lay_out(self, source: ExampleSet, length: int, layout: LayoutName) -> Layout:
+        return ExampleRows(source, self.sizes, self.capacities(length), packed=layout == "pack")
 
 
 @configurable
@@ -80,6 +71,9 @@ class TextToText(ExampleObjective):
 
     def capacities(self, length: int) -> Sequence[int]:
         return length, self.target_length
+
+    def answer_length(self, length: int) -> int:
+        return self.target_length
 
     def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
         pad, eos = tokenizer.pad_id or 0, required_eos(tokenizer, "TextToText")
@@ -157,7 +151,7 @@ class PairObjective(ExampleObjective):
 
     def pair_rows(self, first_text: Ragged, second_text: Ragged, tokenizer: Tokenizer, length: int) -> Rows:
         """Rows of one example each, which must fit."""
-        head = _marked(first_text, tokenizer)
+        head = marked(first_text, tokenizer)
         tail = Ragged(second_text.pieces, second_text.values)
         marks = select(constant(tail.pieces, tokenizer.sep_id), tail.pieces.lengths > 0)
         whole = join(head, join(tail, marks))
@@ -172,7 +166,7 @@ class PairObjective(ExampleObjective):
         }
 
 
-def _marked(text: Ragged, tokenizer: Tokenizer) -> Ragged:
+def marked(text: Ragged, tokenizer: Tokenizer) -> Ragged:
     return join(join(constant(text.pieces, tokenizer.cls_id), text), constant(text.pieces, tokenizer.sep_id))
 
 

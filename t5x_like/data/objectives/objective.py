@@ -3,11 +3,12 @@
 import abc
 import bisect
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt64
 
-from t5x_like.data.layouts import Layout
+from t5x_like.data.layouts import DocumentRows, Layout, LayoutName, PackedRows, Windows
 from t5x_like.data.pieces import Pieces
 from t5x_like.data.randomness import random_bits
 from t5x_like.data.tokenizers import Tokenizer
@@ -28,23 +29,35 @@ Transform = Callable[[Layout, Index, Keys], Rows]
 
 
 class Objective(abc.ABC):
-    """What every objective's configuration can do; `length` is DataConfig.sequence_length.
+    """What is predicted from what; `length` is DataConfig.sequence_length.
 
     A row holds one piece of text, or several that do not see each other (`packed`).
+
+    Attributes:
+      needs_documents: A row must not mix documents.
+      needs_other_documents: A row takes text of other documents too: there must be two or more.
+      predicts_every_token: Every token of the text is predicted, so that losses per byte compare.
+      takes_examples: It takes the examples of tasks, not text.
+      field_names: The fields that an example must have.
+      number_names: The numbers that it must have.
+      packable: Whether several examples may share a row.
     """
 
-    # A row must not mix documents.
-    needs_documents = False
-    # A row takes text of other documents too: there must be two or more.
-    needs_other_documents = False
+    needs_documents: bool = False
+    needs_other_documents: bool = False
+    predicts_every_token: bool = False
+    takes_examples: bool = False
+    field_names: tuple[str, ...] = ()
+    number_names: tuple[str, ...] = ()
+    packable: bool = False
 
     @abc.abstractmethod
     def features(self, length: int, packed: bool) -> Features:
         """Shapes and dtypes of the features."""
 
-    @abc.abstractmethod
     def costs(self, lengths: Int64[np.ndarray, "pieces"], length: int) -> Int64[np.ndarray, "pieces"]:
         """The room in a row that pieces of so many tokens take; it does not shrink where pieces grow."""
+        return lengths
 
     @abc.abstractmethod
     def build(self, tokenizer: Tokenizer, length: int, packed: bool) -> Transform:
@@ -53,6 +66,20 @@ class Objective(abc.ABC):
         Raises:
           UserError: if the tokenizer lacks a token that it needs.
         """
+
+    def lay_out(self, source: Any, length: int, layout: LayoutName) -> Layout:
+        """Rows that hold every token of a split, or every example, once."""
+        text_length = self.text_length(length)
+        match layout:
+            case "pack":
+                return PackedRows(source, text_length, lambda lengths: self.costs(lengths, length), length)
+            case "documents":
+                return DocumentRows(source, text_length)
+        return Windows(source, text_length)
+
+    def answer_length(self, length: int) -> int:
+        """Tokens of the longest answer that a model learns to write."""
+        return length // 2
 
     def text_length(self, length: int) -> int:
         """Tokens of the longest piece of text that has room in a row.

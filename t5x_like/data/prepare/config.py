@@ -1,22 +1,13 @@
 """What `prepare` is told."""
 
-from t5x_like.configurable import configurable
-from t5x_like.data.prepare.decontaminate import DecontaminationFilter
+from t5x_like.configurable import configurable, import_parts
 from t5x_like.data.prepare.document import Stage
 from t5x_like.data.prepare.extraction import HtmlExtraction
-from t5x_like.data.prepare.filters import (
-    BlocklistFilter,
-    C4Filter,
-    FineWebFilter,
-    GopherQualityFilter,
-    GopherRepetitionFilter,
-)
-from t5x_like.data.prepare.language import LanguageFilter
 from t5x_like.data.prepare.readers import Reading
 from t5x_like.data.prepare.signatures import NearDuplicates
-from t5x_like.data.prepare.text_stages import MaskPersonalData, NormalizeText
-from t5x_like.data.prepared import AnyTokenizerConfig
+from t5x_like.data.prepare.stages.text import NormalizeText
 from t5x_like.data.subwords import SentencePieceConfig
+from t5x_like.data.tokenizers import TokenizerConfig
 from t5x_like.errors import UserError
 
 
@@ -59,21 +50,9 @@ class PrepareConfig:
     directory: str
     reading: Reading = Reading()
     html: HtmlExtraction = HtmlExtraction()
-    stages: tuple[
-        NormalizeText
-        | MaskPersonalData
-        | LanguageFilter
-        | GopherQualityFilter
-        | GopherRepetitionFilter
-        | C4Filter
-        | FineWebFilter
-        | BlocklistFilter
-        | DecontaminationFilter
-        | Stage,
-        ...,
-    ] = (NormalizeText(),)
+    stages: tuple[Stage, ...] = (NormalizeText(),)
     deduplication: Deduplication = Deduplication()
-    tokenizer: AnyTokenizerConfig = SentencePieceConfig(vocab_size=32_000)
+    tokenizer: TokenizerConfig = SentencePieceConfig(vocab_size=32_000)
     shard_bytes: int = 2**26
     keep_text: bool = False
 
@@ -91,3 +70,6 @@ class PrepareConfig:
     @property
     def patterns(self) -> tuple[str, ...]:
         return (self.files,) if isinstance(self.files, str) else self.files
+
+
+import_parts("t5x_like.data", "t5x_like.data.prepare.stages")

@@ -16,7 +16,8 @@ from t5x_like.data.prepare.deduplicate import first_occurrences, first_of_compon
 from t5x_like.data.prepare.engine import Engine
 from t5x_like.data.prepare.passes import DUPLICATE, KEPT, NEAR_DUPLICATE, name
 from t5x_like.data.prepare.signatures import NearDuplicates
-from t5x_like.data.prepare.work import Unit, atomic, write_json
+from t5x_like.data.prepare.work import Unit, write_json
+from t5x_like.files import new_file
 
 _LINES_AT_ONCE = 2**26
 _CHOSEN, _BANDS, _BITS = "chosen.npy", "bands.npy", "bits.npy"
@@ -38,7 +39,7 @@ def find_duplicates(units: Sequence[Unit], config: Deduplication, work: Path, en
         verdicts[near] = NEAR_DUPLICATE
     lines = _kept_lines(units, sizes, verdicts == KEPT, work) if config.lines else [np.zeros(0, bool)] * len(units)
     for unit, documents, kept in zip(units, _split(verdicts, sizes), lines, strict=True):
-        with atomic(work / name("verdicts", unit.number, ".npz")) as aside:
+        with new_file(work / name("verdicts", unit.number, ".npz")) as aside:
             np.savez(aside, documents=documents, lines=kept)
     write_json(done, {})
 
@@ -87,7 +88,7 @@ def compare_band(number: int, config: NearDuplicates, work: Path):
     band = np.load(work / _BANDS, mmap_mode="r")[number]
     bits: UInt8[np.ndarray, "documents hashes"] = np.load(work / _BITS, mmap_mode="r")
     pairs = similar_pairs(np.array(band), bits, np.load(work / _CHOSEN), config.threshold)
-    with atomic(done) as aside:
+    with new_file(done) as aside:
         np.save(aside, pairs)
 
 

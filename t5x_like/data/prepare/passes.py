@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_like.data.corpus import content_hash, read_tokenizer
 from t5x_like.data.prepare.config import Deduplication, PrepareConfig
 from t5x_like.data.prepare.document import Document, Dropped
 from t5x_like.data.prepare.readers import Problem, Record, read_part
 from t5x_like.data.prepare.signatures import line_hashes, signature, without_repeated_lines
 from t5x_like.data.prepare.tally import Tally
-from t5x_like.data.prepare.work import Unit, atomic, read_lines, write_json, write_lines
+from t5x_like.data.prepare.work import Unit, read_lines, write_json, write_lines
 from t5x_like.data.shards import TOKENIZER, ShardWriter
+from t5x_like.data.splits import content_hash
+from t5x_like.data.tokenizers import read_tokenizer
+from t5x_like.files import new_file
 
 KEPT, DUPLICATE, NEAR_DUPLICATE = range(3)
 _VERDICTS = {DUPLICATE: "duplicate", NEAR_DUPLICATE: "near duplicate"}
@@ -44,7 +46,7 @@ def clean(unit: Unit, config: PrepareConfig, work: Path):
             yield document._asdict()
 
     write_lines(work / name("text", unit.number, ".jsonl.gz"), lines())
-    with atomic(work / name("hashes", unit.number, ".npz")) as aside:
+    with new_file(work / name("hashes", unit.number, ".npz")) as aside:
         np.savez(aside, **hashes.arrays())
     write_json(done, tally.to_json())
 

@@ -1,14 +1,14 @@
 """What became of the input: `report.json` for programs, `report.html` for people."""
 
 import dataclasses
-import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from t5x_like.data.prepare.config import PrepareConfig
 from t5x_like.data.prepare.tally import DROPPED, Tally
 from t5x_like.data.shards import Shard
 from t5x_like.data.tokenizers import Tokenizer
+from t5x_like.page import Markup, bar, element, facts, page, row, table
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
@@ -85,110 +85,68 @@ def _fertility(tally: Tally, source: str | None) -> dict[str, float]:
     }
 
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #4c8bf5; --drop: #d9534f; --dim: #888; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { color: var(--dim); font-weight: 500; }
-td:first-child, th:first-child { text-align: left; overflow-wrap: anywhere; }
-.totals { display: flex; flex-wrap: wrap; gap: 2.5rem; margin: 1.2rem 0; }
-.totals b { display: block; font-size: 1.5rem; }
-.totals span { color: var(--dim); } .bar { background: var(--bar); height: .8rem; border-radius: 2px; min-width: 1px; }
-.bar.drop { background: var(--drop); } td.wide { width: 45%; text-align: left; }
-.reason td:first-child { padding-left: 2rem; }
-details { border-bottom: 1px solid var(--line); padding: .4rem 0; } summary { cursor: pointer; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-pre { background: #8881; padding: .6rem; border-radius: 4px; margin: .3rem 0 .8rem; }
-.place { color: var(--dim); font-size: .85rem; overflow-wrap: anywhere; }
-"""
-
-
 def render_html(report: dict[str, Any]) -> str:
     """A page that needs nothing but itself. All that comes from the input is escaped: it is text, never markup."""
     totals = report["totals"]
     shown = {
-        "documents kept": f"{totals['documents']:,}",
-        "of documents found": f"{totals['documents_found']:,}",
-        "tokens": f"{totals['tokens']:,}",
-        "bytes of text": f"{totals['bytes']:,}",
-        "shards": f"{totals['shards']:,}",
+        "documents kept": totals["documents"],
+        "of documents found": totals["documents_found"],
+        "tokens": totals["tokens"],
+        "bytes of text": totals["bytes"],
+        "shards": totals["shards"],
     }
-    body = [
-        "<h1>Prepared corpus</h1>",
-        '<div class="totals">' + "".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in shown.items()) + "</div>",
-        "<h2>Stages</h2>",
-        *_stage_table(report["stages"], totals["documents_found"]),
-        "<h2>Sources</h2>",
-        *_dict_table(report["sources"]),
-        "<h2>Tokenizer</h2>",
-        *_dict_table([report["tokenizer"]]),
+    parts = [
+        element("h1", "Prepared corpus"),
+        element("div", *(element("div", element("b", v), element("span", k, kind="dim")) for k, v in shown.items()),
+                kind="totals"),
+        element("h2", "Stages"),
+        table(_stage_rows(report["stages"], totals["documents_found"]), ["stage", "documents", "characters", ""]),
+        element("h2", "Sources"),
+        _dict_table(report["sources"]),
+        element("h2", "Tokenizer"),
+        _dict_table([report["tokenizer"]]),
         *_histograms(report["histograms"]),
-        "<h2>Examples of what was dropped</h2>",
+        element("h2", "Examples of what was dropped"),
         *(_example(example) for example in report["examples"]),
-        "<h2>Configuration</h2>",
-        *_settings(report["config"]),
-    ]
-    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Prepared corpus</title>'
-    head = f"<head>{meta}<style>{_STYLE}</style></head>"
-    return f"<!doctype html><html lang=en>{head}<body>{''.join(body)}</body></html>\n"
+        element("h2", "Configuration"),
+        facts(report["config"]),
+    ]  # fmt: skip
+    return page("Prepared corpus", parts)
 
 
-def _escaped(value: object) -> str:
-    return html.escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-
-
-def _row(cells: Iterable[str], tag: str = "td", kind: str = "") -> str:
-    opening = f'<tr class="{kind}">' if kind else "<tr>"
-    return opening + "".join(cell if cell.startswith("<td") else f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _bar(amount: int, whole: int, kind: str = "") -> str:
-    return f'<td class="wide"><div class="bar {kind}" style="width:{100 * amount / max(whole, 1):.2f}%"></div></td>'
-
-
-def _stage_table(stages: Sequence[dict[str, Any]], found: int) -> list[str]:
-    lines = ["<table>", _row(["stage", "documents", "characters", ""], "th")]
+def _stage_rows(stages: Sequence[dict[str, Any]], found: int) -> Iterator[Markup]:
     for stage in stages:
         kept = stage["outcomes"].get("kept", stage["outcomes"].get("found", {}))
-        lines.append(_stage_row(stage["stage"], kept, found))
+        yield _stage_row(stage["stage"], kept, found)
         for outcome, units in stage["outcomes"].items():
             if outcome not in ("kept", "found"):
-                lines.append(_stage_row(outcome, units, found, "reason"))
-    return [*lines, "</table>"]
+                yield _stage_row(outcome, units, found, "reason")
 
 
-def _stage_row(label: str, units: dict[str, int], found: int, kind: str = "") -> str:
+def _stage_row(label: str, units: dict[str, int], found: int, kind: str = "") -> Markup:
     documents = units.get("documents", 0)
-    cells = [_escaped(label), _escaped(documents), _escaped(units.get("characters", 0))]
-    return _row([*cells, _bar(documents, found, "drop" if label.startswith(DROPPED) else "")], kind=kind)
+    share = bar(documents, found, "bar drop" if label.startswith(DROPPED) else "bar")
+    return row([label, documents, units.get("characters", 0), share], kind)
 
 
-def _dict_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    head = _row([_escaped(key.replace("_", " ")) for key in rows[0]], "th")
-    return ["<table>", head, *(_row([_escaped(value) for value in row.values()]) for row in rows), "</table>"]
+def _dict_table(rows: Sequence[dict[str, Any]]) -> Markup:
+    return table([list(row.values()) for row in rows], [key.replace("_", " ") for key in rows[0]])
 
 
-def _histograms(histograms: dict[str, list[list[int]]]) -> list[str]:
-    lines = []
+def _histograms(histograms: dict[str, list[list[int]]]) -> Iterator[Markup]:
     for name, bins in histograms.items():
         largest = max(count for _, count in bins)
-        lines += [f"<h2>{_escaped(name[0].upper() + name[1:])}</h2><table>", _row(["from", "documents", ""], "th")]
-        lines += [_row([_escaped(low), _escaped(count), _bar(count, largest)]) for low, count in bins]
-        lines.append("</table>")
-    return lines
+        yield element("h2", name[0].upper() + name[1:])
+        yield table(([low, count, bar(count, largest)] for low, count in bins), ["from", "documents", ""])
 
 
-def _example(example: dict[str, Any]) -> str:
-    documents = "".join(
-        f'<div class="place">{_escaped(document["place"])}</div><pre>{_escaped(document["beginning"])}</pre>'
+def _example(example: dict[str, Any]) -> Markup:
+    documents = (
+        part
         for document in example["documents"]
+        for part in (
+            element("div", document["place"], kind="dim place"),
+            element("pre", document["beginning"]),
+        )
     )
-    summary = f"{_escaped(example['stage'])}: {_escaped(example['reason'])}"
-    return f"<details><summary>{summary}</summary>{documents}</details>"
-
-
-def _settings(config: dict[str, Any]) -> list[str]:
-    rows = (_row([_escaped(name), f'<td class="wide">{_escaped(value)}</td>']) for name, value in config.items())
-    return ["<table>", *rows, "</table>"]
+    return element("details", element("summary", f"{example['stage']}: {example['reason']}"), *documents)

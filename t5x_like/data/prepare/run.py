@@ -1,7 +1,6 @@
 """The whole of `prepare`: passes in their order, their results brought together."""
 
 import contextlib
-import fcntl
 import functools
 import json
 import shutil
@@ -9,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_like.data.corpus import read_tokenizer, token_dtype
 from t5x_like.data.prepare import passes
 from t5x_like.data.prepare.config import PrepareConfig
 from t5x_like.data.prepare.duplicates import find_duplicates
@@ -17,12 +15,16 @@ from t5x_like.data.prepare.engine import Engine
 from t5x_like.data.prepare.readers import DAMAGED
 from t5x_like.data.prepare.report import REPORT_HTML, REPORT_JSON, make_report, render_html
 from t5x_like.data.prepare.tally import DROPPED, Tally
-from t5x_like.data.prepare.work import Plan, Unit, atomic, make_plan, write_json
+from t5x_like.data.prepare.work import Plan, Unit, make_plan, write_json
 from t5x_like.data.shards import PREPARED, TOKENIZER, Shard
+from t5x_like.data.tokenizers import read_tokenizer
+from t5x_like.data.tokens import token_dtype
 from t5x_like.errors import UserError
+from t5x_like.files import InUseError, locked, new_file
 
 _WORK = ".work"
 _KEY = "key"
+_LOCK = "lock"
 _SAMPLED_UNITS = 64
 
 
@@ -69,11 +71,11 @@ def _working(directory: Path, key: str) -> Iterator[Path]:
         raise UserError(f"{directory} is not empty and holds no corpus: choose another directory.")
     work.mkdir(parents=True, exist_ok=True)
     known.write_text(key)
-    with open(known) as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"Another process prepares {directory} just now: let it finish, or stop it.") from error
+            stack.enter_context(locked(work / _LOCK))
+        except InUseError as holder:
+            raise UserError(f"Another process prepares {directory} just now: let it finish, or stop it.") from holder
         yield work
 
 
@@ -151,7 +153,7 @@ def _finish(config: PrepareConfig, key: str, directory: Path, shards: Sequence[S
     tokenizer = read_tokenizer(directory / TOKENIZER)
     report = make_report(config, tokenizer, shards, tally)
     write_json(directory / REPORT_JSON, report)
-    with atomic(directory / REPORT_HTML) as aside:
+    with new_file(directory / REPORT_HTML) as aside:
         aside.write_text(render_html(report))
     record = {
         "format": 1,

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import UInt8, UInt32, UInt64
 
 from t5x_like.configurable import configurable
-from t5x_like.data.corpus import content_hash
 from t5x_like.data.prepare.word_hashes import words
 from t5x_like.data.randomness import random_bits
+from t5x_like.data.splits import content_hash
 from t5x_like.errors import UserError
 
 _SHINGLES_AT_ONCE = 512

@@ -15,6 +15,7 @@ import fsspec
 
 from t5x_like.data.extras import require
 from t5x_like.errors import UserError
+from t5x_like.files import is_remote
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 
@@ -45,10 +46,6 @@ def open_stream(path: str, max_expansion: float) -> Iterator[BinaryIO]:
         limit = max(_ALWAYS_ALLOWED, int(max_expansion * file_size(path)))
         with _decompressed(path, file) as stream, io.BufferedReader(_Limited(stream, limit), 2**18) as buffered:
             yield buffered
-
-
-def is_remote(path: str) -> bool:
-    return "://" in path
 
 
 def file_system(path: str) -> fsspec.AbstractFileSystem:

@@ -4,8 +4,8 @@ import collections
 import dataclasses
 from typing import Any, Self
 
-from t5x_like.data.corpus import content_hash
 from t5x_like.data.prepare.document import Document
+from t5x_like.data.splits import content_hash
 
 DROPPED = "dropped: "
 NUM_EXAMPLES = 5

@@ -1,20 +1,18 @@
 """Units of work, and the files that they leave behind: written aside, then renamed, so that a name means complete."""
 
-import contextlib
 import glob
 import gzip
-import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from t5x_like.data.prepare.config import PrepareConfig
 from t5x_like.data.prepare.readers import FORMATS, Part, file_format
-from t5x_like.data.prepare.streams import COMPRESSIONS, file_size, file_system, is_remote
+from t5x_like.data.prepare.streams import COMPRESSIONS, file_size, file_system
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint, is_remote, new_file
 
 _FORMAT = 1
 
@@ -117,29 +115,17 @@ def _key(config: PrepareConfig, sizes: dict[str, int]) -> str:
     decided = (config.reading, config.html, config.deduplication, config.shard_bytes, config.keep_text)
     modified = [(path, size, 0 if is_remote(path) else os.stat(path).st_mtime_ns) for path, size in sizes.items()]
     facts = (_FORMAT, config.patterns, stages, decided, config.tokenizer.cache_key(), modified)
-    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends well, and vanishes when it does not."""
-    # The suffix stays: numpy adds its own to names without it.
-    aside = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
-    try:
-        yield aside
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    return fingerprint(repr(facts))
 
 
 def write_json(path: Path, content: Any):
-    with atomic(path) as aside:
+    with new_file(path) as aside:
         aside.write_text(json.dumps(content, ensure_ascii=False, indent=1))
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]):
     """Writes JSON lines, compressed; the same lines give the same bytes."""
-    with atomic(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
+    with new_file(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 

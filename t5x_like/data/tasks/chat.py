@@ -7,8 +7,8 @@ import numpy as np
 
 from t5x_like.configurable import configurable
 from t5x_like.data.extras import require
-from t5x_like.data.tasks.records import Record
-from t5x_like.data.tasks.task import AnyRecords, Example, Metric, Task
+from t5x_like.data.tasks.records import Record, Records
+from t5x_like.data.tasks.task import Example, Metric, Task
 from t5x_like.data.tokenizers import Tokenizer, encode_marked
 from t5x_like.errors import UserError
 
@@ -34,7 +34,7 @@ class ChatTask(Task):
       metrics: How what the model answers first is compared with the answer that it learns.
     """
 
-    records: AnyRecords
+    records: Records
     messages: str = "messages"
     role: str = "assistant"
     template: str = CHATML

@@ -2,29 +2,24 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt
 
-from t5x_like.data.corpus import (
-    RECORD,
-    Split,
-    StreamWriter,
-    content_hash,
-    map_stream,
-    prepare_once,
-    read_tokenizer,
-    token_dtype,
-)
+from t5x_like.data.corpus import RECORD
+from t5x_like.data.splits import Split, content_hash
 from t5x_like.data.tasks.records import Record, SplitName
-from t5x_like.data.tasks.task import Task
-from t5x_like.data.tokenizers import Tokenizer, TokenizerConfig
+from t5x_like.data.tokenizers import Tokenizer, TokenizerConfig, read_tokenizer
+from t5x_like.data.tokens import StreamWriter, map_stream, token_dtype
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint, prepare_once
+
+if TYPE_CHECKING:
+    from t5x_like.data.tasks.task import Task
 
 _FORMAT = "examples 1"
 
@@ -75,7 +70,7 @@ class ExampleCorpus:
 class SplitRecords:
     """The records of a task by split; every call reads them again."""
 
-    task: Task
+    task: "Task"
     split: Split
 
     def read(self, name: SplitName) -> Iterator[tuple[str, Record]]:
@@ -101,7 +96,7 @@ class SplitRecords:
 
 
 def prepare_examples(
-    task: Task, tokenizer_config: TokenizerConfig, split: Split, directory: Path | None
+    task: "Task", tokenizer_config: TokenizerConfig, split: Split, directory: Path | None
 ) -> ExampleCorpus:
     """Tokenises the examples of a task, or loads what an earlier call made.
 
@@ -136,7 +131,7 @@ def _write(records: SplitRecords, tokenizer: Tokenizer, work: Path):
                 "DataConfig.validation_fraction."
             )
     facts = [tokenizer.fingerprint(), *(record[name]["hashes"] for name in ("train", "validation"))]
-    record["fingerprint"] = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+    record["fingerprint"] = fingerprint(repr(facts))
     (work / RECORD).write_text(json.dumps(record, indent=1))
 
 
@@ -157,15 +152,15 @@ def _write_split(records: SplitRecords, name: SplitName, tokenizer: Tokenizer, w
                 references.write(json.dumps(example.reference) + "\n")
     ends = np.array(ends, np.int64).reshape(-1, len(streams)).T
     np.save(work / f"{name}.npy", ends)
-    columns = np.array(numbers, np.float64).reshape(len(numbers), -1)
+    columns = np.array(numbers, np.float64).reshape(len(numbers), len(task.number_names))
     hashes = [stream.digest.hexdigest() for stream in streams.values()]
-    hashes.append(hashlib.blake2b(ends.tobytes() + columns.tobytes(), digest_size=16).hexdigest())
+    hashes.append(fingerprint(ends.tobytes() + columns.tobytes()))
     for number, column in enumerate(task.number_names):
         np.save(work / f"{name}.{column}.npy", columns[:, number].astype(task.number_dtype))
     return {"examples": len(numbers), "bytes": num_bytes, "hashes": hashes}
 
 
-def _load(task: Task, place: Path) -> ExampleCorpus:
+def _load(task: "Task", place: Path) -> ExampleCorpus:
     record = json.loads((place / RECORD).read_text())
 
     def load(name: SplitName) -> ExampleSet:

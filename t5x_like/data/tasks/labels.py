@@ -1,8 +1,12 @@
 """A class or a number for a text, or for two: what BERT's heads are fine-tuned on (Devlin et al. 2019, section 4.1)."""
 
+import numpy as np
+from jaxtyping import Float
+
 from t5x_like.configurable import configurable
-from t5x_like.data.tasks.records import Record
-from t5x_like.data.tasks.task import AnyRecords, Example, Metric, Task, class_number
+from t5x_like.data.layouts import Layout
+from t5x_like.data.tasks.records import Record, Records
+from t5x_like.data.tasks.task import Example, Metric, Task, class_number
 from t5x_like.data.tasks.templates import check_template, fill
 from t5x_like.data.tokenizers import Tokenizer
 from t5x_like.errors import UserError
@@ -41,13 +45,14 @@ class ClassificationTask(_LabelTask):
       metrics: How predicted classes are scored; `f1` and `matthews` take class 1 for the one to be found.
     """
 
-    records: AnyRecords
+    records: Records
     first: str
     second: str = ""
     label: str = "label"
     labels: tuple[str, ...]
     metrics: tuple[Metric, ...] = ("accuracy",)
 
+    writes = False
     number_names = ("labels",)
 
     def __post_init__(self):
@@ -58,6 +63,9 @@ class ClassificationTask(_LabelTask):
     def encode(self, record: Record, tokenizer: Tokenizer) -> Example:
         number = class_number(record, self.label, len(self.labels), self.labels)
         return Example(self._fields(record, tokenizer), {"labels": number}, number)
+
+    def predicted(self, outputs: Float[np.ndarray, "rows classes"], layout: Layout, tokenizer: Tokenizer) -> list[int]:
+        return outputs.argmax(axis=-1).tolist()
 
 
 @configurable
@@ -72,15 +80,19 @@ class RegressionTask(_LabelTask):
       metrics: How predicted numbers are scored.
     """
 
-    records: AnyRecords
+    records: Records
     first: str
     second: str = ""
     target: str = "label"
     metrics: tuple[Metric, ...] = ("pearson", "spearman")
 
+    writes = False
     number_names = ("targets",)
     number_dtype = "float32"
 
     def encode(self, record: Record, tokenizer: Tokenizer) -> Example:
         number = float(record[self.target])
         return Example(self._fields(record, tokenizer), {"targets": number}, number)
+
+    def predicted(self, outputs: Float[np.ndarray, "rows"], layout: Layout, tokenizer: Tokenizer) -> list[float]:
+        return outputs.tolist()

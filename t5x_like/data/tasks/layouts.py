@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from t5x_like.data.layouts import best_fit, best_fit_sides
+from t5x_like.data.layouts import Layout, best_fit, best_fit_sides
 from t5x_like.data.pieces import Pieces, Ragged, ragged_arange
 from t5x_like.data.tasks.examples import ExampleSet
 
@@ -40,7 +40,7 @@ class Examples:
         return self.source.numbers[name][self.example]
 
 
-class ExampleRows:
+class ExampleRows(Layout):
     """One example per row, or several that do not see each other.
 
     Attributes:
@@ -89,3 +89,32 @@ def _row_of(sizes: Sequence[Int64[np.ndarray, "examples"]], capacities: Sequence
     if len(sizes) == 1:
         return best_fit(sizes[0], capacities[0])
     return best_fit_sides(np.stack(sizes, axis=1), np.array(capacities))
+
+
+class WindowRows(Layout):
+    """A question and a window of its context per row: long contexts have several rows, side by side in number.
+
+    Attributes:
+      example: The example of each row.
+      starts: The first token of the context that the row holds.
+      questions: How many tokens of the question it holds.
+    """
+
+    def __init__(self, source: ExampleSet, length: int, stride: int):
+        self.source, self.length = source, length
+        questions, contexts = (source.bounds(name)[1] for name in ("first", "second"))
+        questions = np.minimum(questions, length // 4)
+        room = length - 3 - questions
+        step = np.minimum(stride, room)
+        counts = 1 + -(-np.maximum(contexts - room, 0) // step)
+        self.example, number = ragged_arange(counts)
+        self.starts = number * step[self.example]
+        self.questions = questions[self.example]
+        self.num_rows = len(self.example)
+        self.num_tokens = int((np.minimum(contexts[self.example] - self.starts, room[self.example])).sum())
+        self.tokens_per_row = self.num_tokens / max(self.num_rows, 1)
+
+    def read(self, index: Int64[np.ndarray, "rows"]) -> tuple[Examples, Int64[np.ndarray, "pieces"]]:
+        """The examples of rows, and the numbers of those that have one; numbers from `num_rows` on have none."""
+        rows = np.flatnonzero(index < self.num_rows)
+        return Examples(self.source, self.example[index[rows]], rows, len(index)), index[rows]

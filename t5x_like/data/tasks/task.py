@@ -1,17 +1,21 @@
 """What all tasks are: records, what is made of each, and how answers are scored."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
-from t5x_like.data.tasks.records import HuggingFaceRecords, JsonRecords, Record, Records, SplitName, TfdsRecords
-from t5x_like.data.tokenizers import Tokenizer
+from t5x_like.data.layouts import Layout
+from t5x_like.data.sources import Source
+from t5x_like.data.splits import Split
+from t5x_like.data.tasks.examples import ExampleCorpus, prepare_examples
+from t5x_like.data.tasks.records import Record, Records, SplitName
+from t5x_like.data.tokenizers import Tokenizer, TokenizerConfig
 from t5x_like.errors import UserError
 
-AnyRecords = JsonRecords | HuggingFaceRecords | TfdsRecords | Records
 Metric = Literal[
     "accuracy",
     "f1",
@@ -41,19 +45,23 @@ class Example(NamedTuple):
     reference: Any
 
 
-class Task(abc.ABC):
-    """What every task's configuration can do.
+class Task(Source):
+    """Records, the examples that are made of them, and how answers to these are scored.
 
     Attributes:
       records: Its records.
       metrics: How answers to the validation split are scored.
+      labels: Names of the classes, in the order of their numbers, where answers are classes.
+      writes: Whether an answer is what the model writes; otherwise it is read off the outputs of the model's head.
       field_names: The fields of its examples.
       number_names: The numbers of its examples.
       number_dtype: Their dtype.
     """
 
-    records: AnyRecords
+    records: Records
     metrics: tuple[Metric, ...]
+    labels: tuple[str, ...] = ()
+    writes: bool = True
     field_names: tuple[str, ...]
     number_names: tuple[str, ...] = ()
     number_dtype: str = "int32"
@@ -65,6 +73,28 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def encode(self, record: Record, tokenizer: Tokenizer) -> Example:
         """The example of a record; LookupError, TypeError or ValueError if it is not as it should be."""
+
+    def predicted(self, outputs: Any, layout: Layout, tokenizer: Tokenizer) -> list[Any]:
+        """What the model says to each example; `outputs` are its texts, or its head's outputs for each of the rows."""
+        return list(outputs)
+
+    def right(self, references: Sequence[Any]) -> list[Any]:
+        """What is right for each example."""
+        return list(references)
+
+    @property
+    def name(self) -> str:
+        return self.records.name
+
+    @property
+    def tasks(self) -> "tuple[Task, ...]":
+        return (self,)
+
+    def corpora(
+        self, split: Split, tokenizer: TokenizerConfig | None, directory: Path | None
+    ) -> tuple[ExampleCorpus, ...]:
+        assert tokenizer is not None, "DataConfig sees to it"
+        return (prepare_examples(self, tokenizer, split, directory),)
 
     def read(self, split: SplitName) -> Iterator[tuple[str, Record]]:
         """Yields (place, record) of a split."""

@@ -1,8 +1,8 @@
 """Text in, text out: every task as T5 poses it (Raffel et al. 2020, section 2.4)."""
 
 from t5x_like.configurable import configurable
-from t5x_like.data.tasks.records import Record
-from t5x_like.data.tasks.task import AnyRecords, Example, Metric, Task, named_label
+from t5x_like.data.tasks.records import Record, Records
+from t5x_like.data.tasks.task import Example, Metric, Task, named_label
 from t5x_like.data.tasks.templates import check_template, fill, value_of
 from t5x_like.data.tokenizers import Tokenizer
 
@@ -21,7 +21,7 @@ class TextToTextTask(Task):
       metrics: How what the model writes is compared with them.
     """
 
-    records: AnyRecords
+    records: Records
     inputs: str
     targets: str
     labels: tuple[str, ...] = ()

@@ -1,12 +1,13 @@
 """BERT and RoBERTa: post-norm encoders with learned positions, token types and a transform before the vocabulary."""
 
+from types import MappingProxyType
 from typing import Any
 
 from t5x_like.huggingface.families.family import Family, Fields, written_activation
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import HeadTransformConfig, LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import HeadTransformConfig, LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig
@@ -14,7 +15,6 @@ from t5x_like.models.positions import LearnedPositionsConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import EncoderConfig
 
-PARTS = frozenset({EncoderConfig, LanguageModelHeadConfig, AttentionConfig, MLPConfig})
 PRETRAINING = "BertForPreTraining"
 """The class that also classifies pairs."""
 
@@ -71,92 +71,104 @@ ROBERTA_RULES = (
 )
 
 
-def _read(fields: Fields, *, offset: int, classify_pairs: bool) -> EncoderConfig:
-    for name in ("is_decoder", "add_cross_attention"):
-        fields.expect(name, False)
-    fields.expect("position_embedding_type", "absolute")
-    norm = NormConfig(kind="layernorm", use_bias=True, epsilon=float(fields.take("layer_norm_eps", 1e-12)))
-    init = InitializerConfig(stddev=float(fields.take("initializer_range", 0.02)))
-    dropout_rate = float(fields.take("hidden_dropout_prob", 0.1))
-    activation = fields.activation("hidden_act", "gelu")
-    attention = AttentionConfig(
-        num_heads=fields.need("num_attention_heads"),
-        use_qkv_bias=True,
-        use_out_bias=True,
-        dropout_rate=float(fields.take("attention_probs_dropout_prob", 0.1)),
-    )
-    feedforward = MLPConfig(d_ff=fields.need("intermediate_size"), activation=activation, gated=False, use_bias=True)
-    block = BlockConfig(
-        mixer=attention, feedforward=feedforward, norm=norm, norm_place="post", dropout_rate=dropout_rate
-    )
-    return EncoderConfig(
-        d_model=fields.need("hidden_size"),
-        vocab_size=fields.need("vocab_size"),
-        positions=LearnedPositionsConfig(max_length=fields.take("max_position_embeddings", 512), offset=offset),
-        num_token_types=fields.take("type_vocab_size", 2),
-        embedding_norm=norm,
-        stack=StackConfig(num_layers=fields.need("num_hidden_layers"), block=block, final_norm=None),
-        head=LanguageModelHeadConfig(
-            tie_embeddings=fields.take("tie_word_embeddings", True),
-            transform=HeadTransformConfig(activation=activation, norm=norm),
-            use_bias=True,
-            classify_pairs=classify_pairs,
-        ),
-        dropout_rate=dropout_rate,
-        kernel_init=init,
-        residual_init="same",
-        embedding_init=init,
-    )
+class Bert(Family):
+    model_type, architecture, prefix = "bert", PRETRAINING, "bert."
+    rules = BERT_RULES
+    parts = frozenset({EncoderConfig, LanguageModelHeadConfig, AttentionConfig, MLPConfig})
+    inert = frozenset({"classifier_dropout", "gradient_checkpointing"})
+    copies = MappingProxyType({
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    })  # fmt: skip
+    ignored = r".*\.position_ids"
+
+    def offset(self, fields: Fields) -> int:
+        """Where positions begin."""
+        return 0
+
+    def classifies_pairs(self, fields: Fields) -> bool:
+        return PRETRAINING in (fields.take("architectures") or [PRETRAINING])
+
+    def read(self, fields: Fields) -> EncoderConfig:
+        for name in ("is_decoder", "add_cross_attention"):
+            fields.expect(name, False)
+        fields.expect("position_embedding_type", "absolute")
+        norm = NormConfig(kind="layernorm", use_bias=True, epsilon=float(fields.take("layer_norm_eps", 1e-12)))
+        init = InitializerConfig(stddev=float(fields.take("initializer_range", 0.02)))
+        dropout_rate = float(fields.take("hidden_dropout_prob", 0.1))
+        activation = fields.activation("hidden_act", "gelu")
+        attention = AttentionConfig(
+            num_heads=fields.need("num_attention_heads"),
+            use_qkv_bias=True,
+            use_out_bias=True,
+            dropout_rate=float(fields.take("attention_probs_dropout_prob", 0.1)),
+        )
+        feedforward = MLPConfig(
+            d_ff=fields.need("intermediate_size"), activation=activation, gated=False, use_bias=True
+        )
+        block = BlockConfig(
+            mixer=attention, feedforward=feedforward, norm=norm, norm_place="post", dropout_rate=dropout_rate
+        )
+        return EncoderConfig(
+            d_model=fields.need("hidden_size"),
+            vocab_size=fields.need("vocab_size"),
+            positions=LearnedPositionsConfig(
+                max_length=fields.take("max_position_embeddings", 512), offset=self.offset(fields)
+            ),
+            num_token_types=fields.take("type_vocab_size", 2),
+            embedding_norm=norm,
+            stack=StackConfig(num_layers=fields.need("num_hidden_layers"), block=block, final_norm=None),
+            head=LanguageModelHeadConfig(
+                tie_embeddings=fields.take("tie_word_embeddings", True),
+                transform=HeadTransformConfig(activation=activation, norm=norm),
+                use_bias=True,
+                classify_pairs=self.classifies_pairs(fields),
+            ),
+            dropout_rate=dropout_rate,
+            kernel_init=init,
+            residual_init="same",
+            embedding_init=init,
+        )
+
+    def write(self, config: EncoderConfig, max_length: int) -> dict[str, Any]:
+        block, positions = config.stack.blocks[0], config.positions
+        return {
+            "architectures": [PRETRAINING if config.head.classify_pairs else "BertForMaskedLM"],
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "num_hidden_layers": config.stack.num_layers,
+            "num_attention_heads": block.mixer.num_heads,
+            "intermediate_size": block.feedforward.d_ff,
+            "hidden_act": written_activation(block.feedforward.activation),
+            "hidden_dropout_prob": block.dropout_rate,
+            "attention_probs_dropout_prob": block.mixer.dropout_rate,
+            "max_position_embeddings": (positions and positions.max_length) or max_length,
+            "type_vocab_size": config.num_token_types,
+            "layer_norm_eps": block.norm.epsilon if block.norm else 1e-12,
+            "initializer_range": config.kernel_init.stddev,
+            "tie_word_embeddings": config.head.tie_embeddings,
+        }
 
 
-def _read_bert(fields: Fields) -> EncoderConfig:
-    return _read(fields, offset=0, classify_pairs=PRETRAINING in (fields.take("architectures") or [PRETRAINING]))
+class Roberta(Bert):
+    model_type, architecture, prefix = "roberta", "RobertaForMaskedLM", "roberta."
+    rules = ROBERTA_RULES
+    copies = MappingProxyType({
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    })  # fmt: skip
+
+    def offset(self, fields: Fields) -> int:
+        # Behind the number of its padding token.
+        return fields.take("pad_token_id", 1) + 1
+
+    def classifies_pairs(self, fields: Fields) -> bool:
+        return False
+
+    def write(self, config: EncoderConfig, max_length: int) -> dict[str, Any]:
+        offset = config.positions.offset if config.positions else 2
+        fields = {**super().write(config, max_length), "architectures": [self.architecture]}
+        return {**fields, "pad_token_id": offset - 1}
 
 
-def _read_roberta(fields: Fields) -> EncoderConfig:
-    # Its positions begin behind the number of its padding token.
-    return _read(fields, offset=fields.take("pad_token_id", 1) + 1, classify_pairs=False)
-
-
-def _write(config: EncoderConfig, max_length: int) -> dict[str, Any]:
-    block, positions = config.stack.blocks[0], config.positions
-    return {
-        "architectures": [PRETRAINING if config.head.classify_pairs else "BertForMaskedLM"],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.stack.num_layers,
-        "num_attention_heads": block.mixer.num_heads,
-        "intermediate_size": block.feedforward.d_ff,
-        "hidden_act": written_activation(block.feedforward.activation),
-        "hidden_dropout_prob": block.dropout_rate,
-        "attention_probs_dropout_prob": block.mixer.dropout_rate,
-        "max_position_embeddings": getattr(positions, "max_length", max_length),
-        "type_vocab_size": config.num_token_types,
-        "layer_norm_eps": getattr(block.norm, "epsilon", 1e-12),
-        "initializer_range": config.kernel_init.stddev,
-        "tie_word_embeddings": config.head.tie_embeddings,
-    }
-
-
-def _write_roberta(config: EncoderConfig, max_length: int) -> dict[str, Any]:
-    offset = getattr(config.positions, "offset", 2)
-    return {**_write(config, max_length), "architectures": ["RobertaForMaskedLM"], "pad_token_id": offset - 1}
-
-
-INERT = frozenset({"classifier_dropout", "gradient_checkpointing"})
-BERT_COPIES = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-ROBERTA_COPIES = {
-    "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-    "lm_head.decoder.bias": "lm_head.bias",
-}
-BERT = Family(
-    "bert", PRETRAINING, "bert.", BERT_RULES, _read_bert, _write,
-    parts=PARTS, inert=INERT, copies=BERT_COPIES, ignored=r".*\.position_ids",
-)  # fmt: skip
-ROBERTA = Family(
-    "roberta", "RobertaForMaskedLM", "roberta.", ROBERTA_RULES, _read_roberta, _write_roberta,
-    parts=PARTS, inert=INERT, copies=ROBERTA_COPIES, ignored=r".*\.position_ids",
-)  # fmt: skip
+BERT, ROBERTA = Bert(), Roberta()

@@ -1,15 +1,19 @@
 """DeepSeek-V2 and V3: latent attention, dense layers first, then mixtures beside shared experts."""
 
+import abc
 import math
 from typing import Any
 
 import numpy as np
 
-from t5x_like.huggingface.families.family import Family, Fields
-from t5x_like.huggingface.families.llama import ENDS, MLP, NORMS, OURS, THEIRS, read_decoder, read_norm, write_decoder
+from t5x_like.huggingface.families.family import Fields
+from t5x_like.huggingface.families.layers import Layers
+from t5x_like.huggingface.families.llama import ENDS, MLP, NORMS, OURS, THEIRS
 from t5x_like.huggingface.families.mixture import (
     EXPERTS,
+    MixtureFamily,
     first_mixture,
+    first_router,
     read_mixture,
     shared_rules,
     sparse_layers,
@@ -21,8 +25,8 @@ from t5x_like.huggingface.name_map import Layout, Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
-from t5x_like.models.feedforward.routers import RouterConfig, SigmoidRouterConfig, SoftmaxRouterConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.feedforward.routers import SigmoidRouterConfig, SoftmaxRouterConfig, TopKRouter
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.positions import YarnScaling
@@ -89,49 +93,9 @@ RULES = (
 )
 
 
-def _read_attention(fields: Fields) -> LatentAttentionConfig:
-    num_heads = fields.need("num_attention_heads")
-    fields.expect("num_key_value_heads", num_heads)
-    plain, rotated = fields.take("qk_nope_head_dim", 128), fields.take("qk_rope_head_dim", 64)
-    _, values = rope_values(fields)
-    rotary, scale = read_rotary(fields), None
-    if shared := values.get("mscale_all_dim"):
-        scale = _scale(plain + rotated, rotary.scaling.factor, shared)
-    return LatentAttentionConfig(
-        num_heads=num_heads,
-        kv_lora_rank=fields.take("kv_lora_rank", 512),
-        q_lora_rank=fields.take_nullable("q_lora_rank", 1536),
-        qk_nope_head_dim=plain,
-        qk_rope_head_dim=rotated,
-        v_head_dim=fields.take("v_head_dim", 128),
-        rotary=rotary,
-        scale=scale,
-        # Whatever rms_norm_eps says.
-        norm=NormConfig(epsilon=1e-6),
-        use_bias=fields.take("attention_bias", False),
-        dropout_rate=float(fields.take("attention_dropout", 0.0)),
-    )
-
-
 def _scale(head_dim: int, factor: float, shared: float) -> float:
     """Of products, where YaRN's sharpening is applied to all dims instead of the rotated ones alone."""
     return head_dim**-0.5 * magnitude(factor, shared) ** 2
-
-
-def _write_attention(config: DecoderConfig) -> dict[str, Any]:
-    attention = config.stack.blocks[0].mixer
-    return {
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.num_heads,
-        "kv_lora_rank": attention.kv_lora_rank,
-        "q_lora_rank": attention.q_lora_rank,
-        "qk_nope_head_dim": attention.qk_nope_head_dim,
-        "qk_rope_head_dim": attention.qk_rope_head_dim,
-        "v_head_dim": attention.v_head_dim,
-        "attention_bias": attention.use_bias,
-        "attention_dropout": attention.dropout_rate,
-        **_write_rotary(attention),
-    }
 
 
 def _write_rotary(attention: LatentAttentionConfig) -> dict[str, Any]:
@@ -143,89 +107,121 @@ def _write_rotary(attention: LatentAttentionConfig) -> dict[str, Any]:
     return fields
 
 
-def _read_decoder(fields: Fields, router: RouterConfig) -> DecoderConfig:
-    fields.expect("moe_layer_freq", 1)
-    dense = fields.take("first_k_dense_replace", 0)
-    mixture = read_mixture(
-        fields,
-        experts="n_routed_experts",
-        d_ff="moe_intermediate_size",
-        router=router,
-        shared_d_ff=fields.need("n_shared_experts") * fields.need("moe_intermediate_size"),
-    )
-    return read_decoder(
-        fields,
-        norm=read_norm(fields),
-        attention=_read_attention(fields),
-        layers=with_mixtures(mixture, lambda layer: layer >= dense),
-    )
+class DeepSeek(MixtureFamily):
+    """What both have in common; `read_router` is each one's own."""
+
+    rules = RULES
+    parts = frozenset({DecoderConfig, LanguageModelHeadConfig, LatentAttentionConfig, MLPConfig, MoEConfig})
+    inert = MixtureFamily.inert | {
+        "aux_loss_alpha", "ep_size", "head_dim", "num_mtp_layers", "num_nextn_predict_layers", "qk_head_dim", "seq_aux",
+    }  # fmt: skip
+
+    @abc.abstractmethod
+    def read_router(self, fields: Fields) -> TopKRouter: ...
+
+    def attention(self, fields: Fields, norm: NormConfig) -> LatentAttentionConfig:
+        num_heads = fields.need("num_attention_heads")
+        fields.expect("num_key_value_heads", num_heads)
+        plain, rotated = fields.take("qk_nope_head_dim", 128), fields.take("qk_rope_head_dim", 64)
+        _, values = rope_values(fields)
+        rotary, scale = read_rotary(fields), None
+        if shared := values.get("mscale_all_dim"):
+            scale = _scale(plain + rotated, rotary.scaling.factor, shared)
+        return LatentAttentionConfig(
+            num_heads=num_heads,
+            kv_lora_rank=fields.take("kv_lora_rank", 512),
+            q_lora_rank=fields.take_nullable("q_lora_rank", 1536),
+            qk_nope_head_dim=plain,
+            qk_rope_head_dim=rotated,
+            v_head_dim=fields.take("v_head_dim", 128),
+            rotary=rotary,
+            scale=scale,
+            # Whatever rms_norm_eps says.
+            norm=NormConfig(epsilon=1e-6),
+            use_bias=fields.take("attention_bias", False),
+            dropout_rate=float(fields.take("attention_dropout", 0.0)),
+        )
+
+    def layers(self, fields: Fields) -> Layers:
+        fields.expect("moe_layer_freq", 1)
+        dense = fields.take("first_k_dense_replace", 0)
+        mixture = read_mixture(
+            fields,
+            experts="n_routed_experts",
+            d_ff="moe_intermediate_size",
+            router=self.read_router(fields),
+            shared_d_ff=fields.need("n_shared_experts") * fields.need("moe_intermediate_size"),
+        )
+        return with_mixtures(mixture, lambda layer: layer >= dense)
+
+    def write_attention(self, config: DecoderConfig) -> dict[str, Any]:
+        attention = config.stack.blocks[0].mixer
+        return {
+            "num_attention_heads": attention.num_heads,
+            "num_key_value_heads": attention.num_heads,
+            "kv_lora_rank": attention.kv_lora_rank,
+            "q_lora_rank": attention.q_lora_rank,
+            "qk_nope_head_dim": attention.qk_nope_head_dim,
+            "qk_rope_head_dim": attention.qk_rope_head_dim,
+            "v_head_dim": attention.v_head_dim,
+            "attention_bias": attention.use_bias,
+            "attention_dropout": attention.dropout_rate,
+            **_write_rotary(attention),
+        }
+
+    def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        mixture = first_mixture(config)
+        router = first_router(config)
+        return {
+            **write_mixture(mixture, experts="n_routed_experts", d_ff="moe_intermediate_size"),
+            "n_shared_experts": max((mixture.shared_d_ff or 0) // mixture.d_ff, 1),
+            "first_k_dense_replace": sparse_layers(config)[0],
+            "n_group": router.num_groups,
+            "topk_group": router.groups_per_token,
+            "routed_scaling_factor": router.scaling,
+            "norm_topk_prob": router.renormalize,
+        }
 
 
-def _write_decoder(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    mixture = first_mixture(config)
-    router = mixture.router
-    return {
-        **write_decoder(config, max_length),
-        **_write_attention(config),
-        **write_mixture(mixture, experts="n_routed_experts", d_ff="moe_intermediate_size"),
-        "n_shared_experts": max((mixture.shared_d_ff or 0) // mixture.d_ff, 1),
-        "first_k_dense_replace": sparse_layers(config)[0],
-        "n_group": getattr(router, "num_groups", 1),
-        "topk_group": getattr(router, "groups_per_token", 1),
-        "routed_scaling_factor": getattr(router, "scaling", 1.0),
-        "norm_topk_prob": getattr(router, "renormalize", True),
-    }
+class DeepSeek2(DeepSeek):
+    model_type, architecture = "deepseek_v2", "DeepseekV2ForCausalLM"
+
+    def read_router(self, fields: Fields) -> TopKRouter:
+        fields.expect("scoring_func", "softmax")
+        fields.expect("mlp_bias", False)
+        fields.expect("norm_topk_prob", False)
+        groups, chosen = fields.take("n_group", 1), fields.take("topk_group", 1)
+        method = fields.take("topk_method", "greedy")
+        if method not in ("greedy", "group_limited_greedy"):
+            raise fields.unsupported("topk_method", "it must be greedy or group_limited_greedy")
+        return SoftmaxRouterConfig(
+            renormalize=False,
+            num_groups=groups if method == "group_limited_greedy" else 1,
+            groups_per_token=chosen if method == "group_limited_greedy" else 1,
+            scaling=float(fields.take("routed_scaling_factor", 1.0)),
+        )
+
+    def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        fields = super().write_more(config, max_length)
+        method = "group_limited_greedy" if fields["n_group"] > 1 else "greedy"
+        return fields | {"topk_method": method, "norm_topk_prob": False}
 
 
-def _read2(fields: Fields) -> DecoderConfig:
-    fields.expect("scoring_func", "softmax")
-    fields.expect("mlp_bias", False)
-    fields.expect("norm_topk_prob", False)
-    groups, chosen = fields.take("n_group", 1), fields.take("topk_group", 1)
-    method = fields.take("topk_method", "greedy")
-    if method not in ("greedy", "group_limited_greedy"):
-        raise fields.unsupported("topk_method", "it must be greedy or group_limited_greedy")
-    router = SoftmaxRouterConfig(
-        renormalize=False,
-        num_groups=groups if method == "group_limited_greedy" else 1,
-        groups_per_token=chosen if method == "group_limited_greedy" else 1,
-        scaling=float(fields.take("routed_scaling_factor", 1.0)),
-    )
-    return _read_decoder(fields, router)
-
-
-def _write2(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    fields = _write_decoder(config, max_length)
-    method = "group_limited_greedy" if fields["n_group"] > 1 else "greedy"
-    return fields | {"topk_method": method, "norm_topk_prob": False}
-
-
-def _read3(fields: Fields) -> DecoderConfig:
-    fields.expect("scoring_func", "sigmoid")
-    fields.expect("topk_method", "noaux_tc")
-    fields.expect("rope_interleave", True)
-    router = SigmoidRouterConfig(
-        renormalize=fields.take("norm_topk_prob", True),
-        num_groups=fields.take("n_group", 8),
-        groups_per_token=fields.take("topk_group", 4),
-        scaling=float(fields.take("routed_scaling_factor", 2.5)),
-    )
-    return _read_decoder(fields, router)
-
-
-PARTS = frozenset({DecoderConfig, LanguageModelHeadConfig, LatentAttentionConfig, MLPConfig, MoEConfig})
-INERT = frozenset({
-    "aux_loss_alpha", "ep_size", "head_dim", "num_mtp_layers", "num_nextn_predict_layers", "output_router_logits",
-    "qk_head_dim", "seq_aux",
-})  # fmt: skip
-
-DEEPSEEK2 = Family(
-    "deepseek_v2", "DeepseekV2ForCausalLM", "model.", RULES, _read2, _write2,
-    parts=PARTS, required=frozenset({MoEConfig}), inert=INERT,
-)  # fmt: skip
-DEEPSEEK3 = Family(
-    "deepseek_v3", "DeepseekV3ForCausalLM", "model.", RULES, _read3, _write_decoder,
-    parts=PARTS, required=frozenset({MoEConfig}), inert=INERT,
+class DeepSeek3(DeepSeek):
+    model_type, architecture = "deepseek_v3", "DeepseekV3ForCausalLM"
     # The published model's module for predicting several tokens, behind its 61 layers: transformers leaves it out too.
-    ignored=r".*\.rotary_emb\.inv_freq|model\.layers\.61\..*",
-)  # fmt: skip
+    ignored = r".*\.rotary_emb\.inv_freq|model\.layers\.61\..*"
+
+    def read_router(self, fields: Fields) -> TopKRouter:
+        fields.expect("scoring_func", "sigmoid")
+        fields.expect("topk_method", "noaux_tc")
+        fields.expect("rope_interleave", True)
+        return SigmoidRouterConfig(
+            renormalize=fields.take("norm_topk_prob", True),
+            num_groups=fields.take("n_group", 8),
+            groups_per_token=fields.take("topk_group", 4),
+            scaling=float(fields.take("routed_scaling_factor", 2.5)),
+        )
+
+
+DEEPSEEK2, DEEPSEEK3 = DeepSeek2(), DeepSeek3()

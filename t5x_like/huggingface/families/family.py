@@ -1,16 +1,17 @@
 """What a family states of itself, and the fields of `config.json` that families share."""
 
+import abc
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from t5x_like.errors import UserError
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.feedforward.mlp import Activation, MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, ModelConfig
@@ -99,8 +100,7 @@ DENSE_DECODER = frozenset({DecoderConfig, LanguageModelHeadConfig, AttentionConf
 MIXED_DECODER = DENSE_DECODER | {MoEConfig}
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(abc.ABC):
     """How Hugging Face writes a family of models.
 
     Attributes:
@@ -108,9 +108,6 @@ class Family:
       architecture: class of the model in transformers.
       prefix: that tensors of the model without its head have, and files of the bare model lack.
       rules: where its tensors are in our parameters.
-      read: config.json -> our configuration.
-      write: our configuration, made of `parts` alone, and the longest text in tokens -> fields of config.json. What the
-        family does not have is left out: reading the fields back shows it.
       parts: the classes of configuration that its models are made of: of model, head, attention and feed-forward.
       required: those of `parts` that all of its models have.
       inert: fields of config.json that do not change what this family computes.
@@ -122,13 +119,22 @@ class Family:
     architecture: str
     prefix: str
     rules: tuple[Rule, ...]
-    read: Callable[[Fields], ModelConfig]
-    write: Callable[[ModelConfig, int], dict[str, Any]]
     parts: frozenset[type] = DENSE_DECODER
     required: frozenset[type] = frozenset()
     inert: frozenset[str] = frozenset()
-    copies: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": "model.embed_tokens.weight"})
+    copies: Mapping[str, str] = MappingProxyType({"lm_head.weight": "model.embed_tokens.weight"})
     ignored: str = r".*\.rotary_emb\.inv_freq"
+
+    @abc.abstractmethod
+    def read(self, fields: Fields) -> ModelConfig:
+        """Our configuration."""
+
+    @abc.abstractmethod
+    def write(self, config: ModelConfig, max_length: int) -> dict[str, Any]:
+        """Fields of config.json for a model made of `parts` alone and its longest text in tokens.
+
+        What the family does not have is left out: reading the fields back shows it.
+        """
 
 
 def written_activation(activation: str) -> str:

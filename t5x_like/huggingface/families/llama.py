@@ -8,12 +8,12 @@ from t5x_like.huggingface.families.rotary import read_rotary, rope_values, write
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import Activation, MLPConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.mixers.latent_attention import LatentAttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig
-from t5x_like.models.positions import LongRopeScaling
+from t5x_like.models.positions import LongRopeScaling, RotaryConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import DecoderConfig
 
@@ -61,126 +61,141 @@ ENDS = (
 RULES = ENDS + NORMS + ATTENTION + MLP
 
 
-def read_decoder(
-    fields: Fields,
-    *,
-    norm: NormConfig,
-    attention: AttentionConfig | LatentAttentionConfig,
-    layers: Layers = lambda layer, block: block,
-    activation: Activation | None = None,
-    mlp_bias: bool = False,
-    block: dict[str, Any] | None = None,
-    head: dict[str, Any] | None = None,
-    tied: bool = False,
-    **decoder: Any,
-) -> DecoderConfig:
-    """A decoder with norms of one kind and a gated MLP.
+class DecoderFamily(Family):
+    """Llama, and what is Llama but for what it overrides: norms of one kind, rotary positions, gated MLPs.
 
-    Args:
-      fields: of config.json.
-      norm: of all norms but those of queries and keys.
-      attention: of all layers, but for what `layers` changes.
-      layers: what differs between layers.
-      activation: of the MLP; None: the field `hidden_act`.
-      mlp_bias: as MLPConfig.use_bias.
-      block: more fields of BlockConfig.
-      head: more fields of LanguageModelHeadConfig.
+    Attributes:
+      epsilon: the family's default for `rms_norm_eps`.
       tied: the family's default for `tie_word_embeddings`.
-      decoder: more fields of DecoderConfig.
     """
-    init = InitializerConfig(stddev=float(fields.take("initializer_range", 0.02)))
-    activation = activation or fields.activation("hidden_act", "silu")
-    feedforward = MLPConfig(d_ff=fields.need("intermediate_size"), activation=activation, use_bias=mlp_bias)
-    common = BlockConfig(mixer=attention, feedforward=feedforward, norm=norm, **(block or {}))
-    num_layers = fields.need("num_hidden_layers")
-    blocks = [layers(layer, common) for layer in range(num_layers)]
-    tie_embeddings = fields.take("tie_word_embeddings", tied)
-    return DecoderConfig(
-        d_model=fields.need("hidden_size"),
-        stack=StackConfig(num_layers=num_layers, final_norm=norm, **repeated(blocks)),
-        vocab_size=fields.need("vocab_size"),
-        head=LanguageModelHeadConfig(tie_embeddings=tie_embeddings, **(head or {})),
-        kernel_init=init,
-        embedding_init=init,
-        **decoder,
-    )
+
+    prefix = "model."
+    rules = RULES
+    epsilon = 1e-6
+    tied = False
+
+    def read(self, fields: Fields) -> DecoderConfig:
+        norm = self.norm(fields)
+        attention, layers = self.attention(fields, norm), self.layers(fields)
+        init = InitializerConfig(stddev=float(fields.take("initializer_range", 0.02)))
+        mlp = {"activation": self.activation(fields), **self.mlp(fields)}
+        feedforward = MLPConfig(d_ff=fields.need("intermediate_size"), **mlp)
+        common = BlockConfig(mixer=attention, feedforward=feedforward, norm=norm, **self.block(fields))
+        num_layers = fields.need("num_hidden_layers")
+        blocks = [layers(layer, common) for layer in range(num_layers)]
+        tie_embeddings = fields.take("tie_word_embeddings", self.tied)
+        return DecoderConfig(
+            d_model=fields.need("hidden_size"),
+            stack=StackConfig(num_layers=num_layers, final_norm=norm, **repeated(blocks)),
+            vocab_size=fields.need("vocab_size"),
+            head=LanguageModelHeadConfig(tie_embeddings=tie_embeddings, **self.head(fields)),
+            kernel_init=init,
+            embedding_init=init,
+            **self.decoder(fields),
+        )
+
+    def norm(self, fields: Fields) -> NormConfig:
+        """Of all norms but those of queries and keys."""
+        return NormConfig(epsilon=float(fields.take("rms_norm_eps", self.epsilon)))
+
+    def attention(self, fields: Fields, norm: NormConfig) -> AttentionConfig | LatentAttentionConfig:
+        """Of all layers, but for what `layers` changes."""
+        config = AttentionConfig(
+            **{
+                "num_heads": fields.need("num_attention_heads"),
+                "num_kv_heads": fields.take("num_key_value_heads"),
+                "head_dim": fields.take("head_dim"),
+                "dropout_rate": float(fields.take("attention_dropout", 0.0)),
+                "rotary": self.rotary(fields),
+                **self.heads(fields, norm),
+            }
+        )
+        scaling = config.rotary.scaling
+        if isinstance(scaling, LongRopeScaling):
+            half = config.rotary.rotated_dims(config.head_size(fields.need("hidden_size"))) // 2
+            if len(scaling.short_factors) != half:
+                name, _ = rope_values(fields)
+                why = f"short_factor and long_factor must have {half} numbers, for pairs of dims"
+                raise fields.unsupported(name, why)
+        return config
+
+    def rotary(self, fields: Fields) -> RotaryConfig:
+        return read_rotary(fields)
+
+    def heads(self, fields: Fields, norm: NormConfig) -> dict[str, Any]:
+        """More fields of AttentionConfig, or other values of them."""
+        return self.biases(fields)
+
+    def biases(self, fields: Fields, default: bool = False) -> dict[str, bool]:
+        use_bias = fields.take("attention_bias", default)
+        return {"use_qkv_bias": use_bias, "use_out_bias": use_bias}
+
+    def layers(self, fields: Fields) -> Layers:
+        """What differs between layers."""
+        return lambda layer, block: block
+
+    def activation(self, fields: Fields) -> Activation:
+        return fields.activation("hidden_act", "silu")
+
+    def mlp(self, fields: Fields) -> dict[str, Any]:
+        """More fields of MLPConfig."""
+        return {}
+
+    def block(self, fields: Fields) -> dict[str, Any]:
+        """More fields of BlockConfig."""
+        return {}
+
+    def head(self, fields: Fields) -> dict[str, Any]:
+        """More fields of LanguageModelHeadConfig."""
+        return {}
+
+    def decoder(self, fields: Fields) -> dict[str, Any]:
+        """More fields of DecoderConfig."""
+        return {}
+
+    def write(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        parts = [block.feedforward for block in config.stack.distinct]
+        feedforward = next((part for part in parts if part.num_experts is None), parts[0])
+        return {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "intermediate_size": feedforward.d_ff,
+            "num_hidden_layers": config.stack.num_layers,
+            "hidden_act": written_activation(feedforward.activation),
+            "max_position_embeddings": max_length,
+            "initializer_range": config.kernel_init.stddev,
+            "rms_norm_eps": written_epsilon(config),
+            "tie_word_embeddings": config.head.tie_embeddings,
+            **self.write_attention(config),
+            **self.write_more(config, max_length),
+        }
+
+    def write_attention(self, config: DecoderConfig) -> dict[str, Any]:
+        attention = config.stack.blocks[0].mixer
+        return {
+            "num_attention_heads": attention.num_heads,
+            "num_key_value_heads": attention.kv_heads,
+            "head_dim": attention.head_size(config.d_model),
+            "attention_dropout": attention.dropout_rate,
+            **write_rotary(attention.rotary),
+        }
+
+    def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        """The fields beside those, or other values of them."""
+        return self.write_biases(config)
+
+    def write_biases(self, config: DecoderConfig) -> dict[str, Any]:
+        return {"attention_bias": config.stack.blocks[0].mixer.use_out_bias}
 
 
-def read_attention(fields: Fields, **attention: Any) -> AttentionConfig:
-    """Attention with rotary positions; `attention` is what the family adds to the fields that all have."""
-    common = {
-        "num_heads": fields.need("num_attention_heads"),
-        "num_kv_heads": fields.take("num_key_value_heads"),
-        "head_dim": fields.take("head_dim"),
-        "dropout_rate": float(fields.take("attention_dropout", 0.0)),
-    }
-    if "rotary" not in attention:
-        attention["rotary"] = read_rotary(fields)
-    config = AttentionConfig(**{**common, **attention})
-    scaling = config.rotary.scaling
-    if isinstance(scaling, LongRopeScaling):
-        half = config.rotary.rotated_dims(config.head_size(fields.need("hidden_size"))) // 2
-        if len(scaling.short_factors) != half:
-            name, _ = rope_values(fields)
-            raise fields.unsupported(name, f"short_factor and long_factor must have {half} numbers, for pairs of dims")
-    return config
+class Llama(DecoderFamily):
+    model_type, architecture = "llama", "LlamaForCausalLM"
+
+    def mlp(self, fields: Fields) -> dict[str, Any]:
+        return {"use_bias": fields.take("mlp_bias", False)}
+
+    def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        return {**self.write_biases(config), "mlp_bias": config.stack.blocks[0].feedforward.use_bias}
 
 
-def write_decoder(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    """The fields that `read_decoder` reads."""
-    parts = [block.feedforward for block in config.stack.distinct]
-    feedforward = next((part for part in parts if isinstance(part, MLPConfig)), parts[0])
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": feedforward.d_ff,
-        "num_hidden_layers": config.stack.num_layers,
-        "hidden_act": written_activation(feedforward.activation),
-        "max_position_embeddings": max_length,
-        "initializer_range": config.kernel_init.stddev,
-        "rms_norm_eps": written_epsilon(config),
-        "tie_word_embeddings": config.head.tie_embeddings,
-    }
-
-
-def write_attention(config: DecoderConfig) -> dict[str, Any]:
-    """The fields that `read_attention` reads."""
-    attention = config.stack.blocks[0].mixer
-    return {
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_size(config.d_model),
-        "attention_dropout": attention.dropout_rate,
-        **write_rotary(attention.rotary),
-    }
-
-
-def read_norm(fields: Fields, epsilon: float = 1e-6) -> NormConfig:
-    return NormConfig(epsilon=float(fields.take("rms_norm_eps", epsilon)))
-
-
-def read_biases(fields: Fields) -> dict[str, bool]:
-    use_bias = fields.take("attention_bias", False)
-    return {"use_qkv_bias": use_bias, "use_out_bias": use_bias}
-
-
-def write_biases(config: DecoderConfig) -> dict[str, bool]:
-    return {"attention_bias": config.stack.blocks[0].mixer.use_out_bias}
-
-
-def _read(fields: Fields) -> DecoderConfig:
-    attention = read_attention(fields, **read_biases(fields))
-    return read_decoder(fields, norm=read_norm(fields), attention=attention, mlp_bias=fields.take("mlp_bias", False))
-
-
-def _write(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    mlp_bias = config.stack.blocks[0].feedforward.use_bias
-    return {
-        **write_decoder(config, max_length),
-        **write_attention(config),
-        **write_biases(config),
-        "mlp_bias": mlp_bias,
-    }
-
-
-LLAMA = Family("llama", "LlamaForCausalLM", "model.", RULES, _read, _write)
+LLAMA = Llama()

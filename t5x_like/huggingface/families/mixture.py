@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from t5x_like.huggingface.families.family import Fields, written_activation
+from t5x_like.huggingface.families.family import MIXED_DECODER, Fields, written_activation
 from t5x_like.huggingface.families.layers import Layers
-from t5x_like.huggingface.families.llama import OURS, THEIRS, mlp_rules
+from t5x_like.huggingface.families.llama import OURS, THEIRS, DecoderFamily, mlp_rules
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.moe import MoEConfig
+from t5x_like.models.feedforward.routers import SoftmaxRouterConfig, TopKRouter
 from t5x_like.models.transformer import DecoderConfig
 
 EXPERTS = tuple(
@@ -67,11 +68,25 @@ def with_mixtures(
     return layers
 
 
+class MixtureFamily(DecoderFamily):
+    """Decoders with a mixture of experts in some of their layers."""
+
+    parts = MIXED_DECODER
+    required = frozenset({MoEConfig})
+    inert = frozenset({"output_router_logits"})
+
+
 def sparse_layers(config: DecoderConfig) -> list[int]:
     """The numbers of the layers with a mixture."""
-    return [i for i, block in enumerate(config.stack.blocks) if isinstance(block.feedforward, MoEConfig)]
+    return [i for i, block in enumerate(config.stack.blocks) if block.num_experts is not None]
 
 
 def first_mixture(config: DecoderConfig) -> MoEConfig:
     """The mixture of the first layer that has one; there is one, or the family's `parts` would not fit."""
     return config.stack.blocks[sparse_layers(config)[0]].feedforward
+
+
+def first_router(config: DecoderConfig) -> TopKRouter:
+    """Its router. One of another kind cannot be written; what is read back will differ from it."""
+    router = first_mixture(config).router
+    return router if isinstance(router, TopKRouter) else SoftmaxRouterConfig()

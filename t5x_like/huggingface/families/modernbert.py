@@ -1,13 +1,14 @@
 """ModernBERT: a pre-norm encoder with rotary positions, windows in two of three layers, and fused gated MLPs."""
 
 import dataclasses
+from types import MappingProxyType
 from typing import Any
 
 from t5x_like.huggingface.families.family import Family, Fields, written_activation, written_epsilon
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import HeadTransformConfig, LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import HeadTransformConfig, LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import InitializerConfig
@@ -47,33 +48,6 @@ RULES = (
 
 THETAS = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
 """By type of layer: the field of older files, and its default."""
-
-
-def _read(fields: Fields) -> EncoderConfig:
-    fields.expect("sparse_prediction", False)
-    norm = NormConfig(
-        kind="layernorm", use_bias=fields.take("norm_bias", False), epsilon=float(fields.take("norm_eps", 1e-5))
-    )
-    init = InitializerConfig(stddev=float(fields.take("initializer_range", 0.02)))
-    blocks = _read_blocks(fields, norm)
-    return EncoderConfig(
-        d_model=fields.need("hidden_size"),
-        vocab_size=fields.need("vocab_size"),
-        embedding_norm=norm,
-        stack=StackConfig(num_layers=len(blocks), **_cycle(blocks), final_norm=norm),
-        head=LanguageModelHeadConfig(
-            tie_embeddings=fields.take("tie_word_embeddings", True),
-            transform=HeadTransformConfig(
-                activation=fields.activation("classifier_activation", "gelu"),
-                use_bias=fields.take("classifier_bias", False),
-                norm=norm,
-            ),
-            use_bias=fields.take("decoder_bias", True),
-        ),
-        dropout_rate=float(fields.take("embedding_dropout", 0.0)),
-        kernel_init=init,
-        embedding_init=init,
-    )
 
 
 def _read_blocks(fields: Fields, norm: NormConfig) -> tuple[BlockConfig, ...]:
@@ -130,48 +104,76 @@ def _read_rotary(fields: Fields) -> dict[str, RotaryConfig]:
     return rotary
 
 
-def _write(config: EncoderConfig, max_length: int) -> dict[str, Any]:
-    blocks, head = config.stack.blocks, config.head
-    block, transform = blocks[0], head.transform or HeadTransformConfig()
-    kinds = ["sliding_attention" if block.mixer.window else "full_attention" for block in blocks]
-    thetas = {
-        kind: next((b.mixer.rotary.theta for b, k in zip(blocks, kinds, strict=True)
-                    if k == kind and b.mixer.rotary), default)
-        for kind, (_, default) in THETAS.items()
-    }  # fmt: skip
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": block.feedforward.d_ff,
-        "num_hidden_layers": config.stack.num_layers,
-        "num_attention_heads": block.mixer.num_heads,
-        "hidden_activation": written_activation(block.feedforward.activation),
-        "max_position_embeddings": max_length,
-        "initializer_range": config.kernel_init.stddev,
-        "norm_eps": written_epsilon(config),
-        "norm_bias": bool(block.norm and block.norm.use_bias),
-        "attention_bias": block.mixer.use_out_bias,
-        "attention_dropout": block.mixer.dropout_rate,
-        "layer_types": kinds,
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
-        "local_attention": next((b.mixer.window for b in blocks if b.mixer.window), 128),
-        "embedding_dropout": config.dropout_rate,
-        "mlp_bias": block.feedforward.use_bias,
-        "mlp_dropout": block.feedforward.dropout_rate,
-        "decoder_bias": head.use_bias,
-        "classifier_bias": transform.use_bias,
-        "classifier_activation": written_activation(transform.activation),
-        "tie_word_embeddings": head.tie_embeddings,
-    }
-
-
-MODERNBERT = Family(
-    "modernbert", "ModernBertForMaskedLM", "model.", RULES, _read, _write,
-    parts=frozenset({EncoderConfig, LanguageModelHeadConfig, AttentionConfig, MLPConfig}),
-    inert=frozenset({
+class ModernBert(Family):
+    model_type, architecture, prefix = "modernbert", "ModernBertForMaskedLM", "model."
+    rules = RULES
+    parts = frozenset({EncoderConfig, LanguageModelHeadConfig, AttentionConfig, MLPConfig})
+    inert = frozenset({
         "initializer_cutoff_factor", "classifier_pooling", "classifier_dropout", "deterministic_flash_attn",
         "sparse_pred_ignore_index", "reference_compile", "repad_logits_with_grad", "cls_token_id", "sep_token_id",
         "position_embedding_type", "gradient_checkpointing", "layer_norm_eps",
-    }),
-    copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-)  # fmt: skip
+    })  # fmt: skip
+    copies = MappingProxyType({"decoder.weight": "model.embeddings.tok_embeddings.weight"})
+
+    def read(self, fields: Fields) -> EncoderConfig:
+        fields.expect("sparse_prediction", False)
+        norm = NormConfig(
+            kind="layernorm", use_bias=fields.take("norm_bias", False), epsilon=float(fields.take("norm_eps", 1e-5))
+        )
+        init = InitializerConfig(stddev=float(fields.take("initializer_range", 0.02)))
+        blocks = _read_blocks(fields, norm)
+        return EncoderConfig(
+            d_model=fields.need("hidden_size"),
+            vocab_size=fields.need("vocab_size"),
+            embedding_norm=norm,
+            stack=StackConfig(num_layers=len(blocks), **_cycle(blocks), final_norm=norm),
+            head=LanguageModelHeadConfig(
+                tie_embeddings=fields.take("tie_word_embeddings", True),
+                transform=HeadTransformConfig(
+                    activation=fields.activation("classifier_activation", "gelu"),
+                    use_bias=fields.take("classifier_bias", False),
+                    norm=norm,
+                ),
+                use_bias=fields.take("decoder_bias", True),
+            ),
+            dropout_rate=float(fields.take("embedding_dropout", 0.0)),
+            kernel_init=init,
+            embedding_init=init,
+        )
+
+    def write(self, config: EncoderConfig, max_length: int) -> dict[str, Any]:
+        blocks, head = config.stack.blocks, config.head
+        block, transform = blocks[0], head.transform or HeadTransformConfig()
+        kinds = ["sliding_attention" if block.mixer.window else "full_attention" for block in blocks]
+        thetas = {
+            kind: next((b.mixer.rotary.theta for b, k in zip(blocks, kinds, strict=True)
+                        if k == kind and b.mixer.rotary), default)
+            for kind, (_, default) in THETAS.items()
+        }  # fmt: skip
+        return {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "intermediate_size": block.feedforward.d_ff,
+            "num_hidden_layers": config.stack.num_layers,
+            "num_attention_heads": block.mixer.num_heads,
+            "hidden_activation": written_activation(block.feedforward.activation),
+            "max_position_embeddings": max_length,
+            "initializer_range": config.kernel_init.stddev,
+            "norm_eps": written_epsilon(config),
+            "norm_bias": bool(block.norm and block.norm.use_bias),
+            "attention_bias": block.mixer.use_out_bias,
+            "attention_dropout": block.mixer.dropout_rate,
+            "layer_types": kinds,
+            "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
+            "local_attention": next((b.mixer.window for b in blocks if b.mixer.window), 128),
+            "embedding_dropout": config.dropout_rate,
+            "mlp_bias": block.feedforward.use_bias,
+            "mlp_dropout": block.feedforward.dropout_rate,
+            "decoder_bias": head.use_bias,
+            "classifier_bias": transform.use_bias,
+            "classifier_activation": written_activation(transform.activation),
+            "tie_word_embeddings": head.tie_embeddings,
+        }
+
+
+MODERNBERT = ModernBert()

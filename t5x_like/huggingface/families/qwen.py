@@ -2,23 +2,14 @@
 
 from typing import Any
 
-from t5x_like.huggingface.families.family import MIXED_DECODER, Family, Fields
-from t5x_like.huggingface.families.layers import read_windows, with_windows, write_windows
-from t5x_like.huggingface.families.llama import (
-    OURS,
-    RULES,
-    THEIRS,
-    read_attention,
-    read_biases,
-    read_decoder,
-    read_norm,
-    write_attention,
-    write_biases,
-    write_decoder,
-)
+from t5x_like.huggingface.families.family import Fields
+from t5x_like.huggingface.families.layers import Layers, read_windows, with_windows, write_windows
+from t5x_like.huggingface.families.llama import OURS, RULES, THEIRS, DecoderFamily
 from t5x_like.huggingface.families.mixture import (
     EXPERTS,
+    MixtureFamily,
     first_mixture,
+    first_router,
     read_mixture,
     shared_rules,
     sparse_layers,
@@ -28,6 +19,7 @@ from t5x_like.huggingface.families.mixture import (
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.models.feedforward.routers import SoftmaxRouterConfig
+from t5x_like.models.norms import NormConfig
 from t5x_like.models.transformer import DecoderConfig
 
 ROUTER = Rule(f"{OURS}/feedforward/router/kernel", f"{THEIRS}.mlp.gate.weight", "linear")
@@ -52,25 +44,6 @@ def _write_windows(config: DecoderConfig) -> dict[str, Any]:
     return {"use_sliding_window": first < len(kinds), "max_window_layers": first, **fields}
 
 
-def _read2(fields: Fields) -> DecoderConfig:
-    attention = read_attention(fields, use_qkv_bias=True)
-    return read_decoder(fields, norm=read_norm(fields), attention=attention, layers=with_windows(_read_windows(fields)))
-
-
-def _write2(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    return {**write_decoder(config, max_length), **write_attention(config), **_write_windows(config)}
-
-
-def _read3(fields: Fields) -> DecoderConfig:
-    norm = read_norm(fields)
-    attention = read_attention(fields, head_dim=fields.take("head_dim", 128), qk_norm=norm, **read_biases(fields))
-    return read_decoder(fields, norm=norm, attention=attention, layers=with_windows(_read_windows(fields)))
-
-
-def _write3(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    return {**_write2(config, max_length), **write_biases(config)}
-
-
 def _read_mixture(fields: Fields, **mixture: Any) -> MoEConfig:
     router = SoftmaxRouterConfig(renormalize=fields.take("norm_topk_prob", False))
     # The name that transformers 5 gives it in Qwen 3's files.
@@ -88,63 +61,84 @@ def _write_mixture(config: DecoderConfig) -> dict[str, Any]:
     sparse, mixture = sparse_layers(config), first_mixture(config)
     return {
         **write_mixture(mixture, experts="num_experts", d_ff="moe_intermediate_size"),
-        "norm_topk_prob": getattr(mixture.router, "renormalize", True),
+        "norm_topk_prob": first_router(config).renormalize,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [layer for layer in range(config.stack.num_layers) if layer not in sparse],
     }
 
 
-def _read2_moe(fields: Fields) -> DecoderConfig:
-    attention = read_attention(fields, use_qkv_bias=fields.take("qkv_bias", True))
-    mixture = _read_mixture(fields, shared_d_ff=fields.take("shared_expert_intermediate_size", 5632), shared_gate=True)
-    windows = with_windows(_read_windows(fields, alternate=True))
-    layers = with_mixtures(mixture, _is_sparse(fields), then=windows)
-    return read_decoder(fields, norm=read_norm(fields), attention=attention, layers=layers)
+class Qwen2(DecoderFamily):
+    model_type, architecture = "qwen2", "Qwen2ForCausalLM"
+    inert = frozenset({"use_mrope"})
+
+    def heads(self, fields: Fields, norm: NormConfig) -> dict[str, Any]:
+        return {"use_qkv_bias": True}
+
+    def layers(self, fields: Fields) -> Layers:
+        return with_windows(_read_windows(fields))
+
+    def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        return _write_windows(config)
 
 
-def _write2_moe(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    mixture = first_mixture(config)
-    return {
-        **_write2(config, max_length),
-        **_write_mixture(config),
-        "qkv_bias": config.stack.blocks[0].mixer.use_qkv_bias,
-        "shared_expert_intermediate_size": mixture.shared_d_ff or mixture.d_ff,
-    }
+class Qwen3(DecoderFamily):
+    model_type, architecture = "qwen3", "Qwen3ForCausalLM"
+
+    def heads(self, fields: Fields, norm: NormConfig) -> dict[str, Any]:
+        return {"head_dim": fields.take("head_dim", 128), "qk_norm": norm, **self.biases(fields)}
+
+    def layers(self, fields: Fields) -> Layers:
+        return with_windows(_read_windows(fields))
+
+    def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        return {**_write_windows(config), **self.write_biases(config)}
 
 
-def _read3_moe(fields: Fields) -> DecoderConfig:
-    norm = read_norm(fields)
-    attention = read_attention(fields, qk_norm=norm, **read_biases(fields))
-    # All layers have the window, if there is one; here the field `max_window_layers` means nothing.
-    window = fields.take_nullable("sliding_window", 4096)
-    windows = [window if fields.take("use_sliding_window", False) else None] * fields.need("num_hidden_layers")
-    layers = with_mixtures(_read_mixture(fields), _is_sparse(fields), then=with_windows(windows))
-    return read_decoder(fields, norm=norm, attention=attention, layers=layers)
+class Qwen2Moe(MixtureFamily):
+    model_type, architecture = "qwen2_moe", "Qwen2MoeForCausalLM"
+    rules = MIXTURE_RULES
+
+    def heads(self, fields: Fields, norm: NormConfig) -> dict[str, Any]:
+        return {"use_qkv_bias": fields.take("qkv_bias", True)}
+
+    def layers(self, fields: Fields) -> Layers:
+        shared = fields.take("shared_expert_intermediate_size", 5632)
+        mixture = _read_mixture(fields, shared_d_ff=shared, shared_gate=True)
+        windows = with_windows(_read_windows(fields, alternate=True))
+        return with_mixtures(mixture, _is_sparse(fields), then=windows)
+
+    def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        mixture = first_mixture(config)
+        return {
+            **_write_windows(config),
+            **_write_mixture(config),
+            "qkv_bias": config.stack.blocks[0].mixer.use_qkv_bias,
+            "shared_expert_intermediate_size": mixture.shared_d_ff or mixture.d_ff,
+        }
 
 
-def _write3_moe(config: DecoderConfig, max_length: int) -> dict[str, Any]:
-    window = config.stack.blocks[0].mixer.window
-    return {
-        **write_decoder(config, max_length),
-        **write_attention(config),
-        **write_biases(config),
-        **_write_mixture(config),
-        "use_sliding_window": window is not None,
-        "sliding_window": window,
-    }
+class Qwen3Moe(MixtureFamily):
+    model_type, architecture = "qwen3_moe", "Qwen3MoeForCausalLM"
+    rules = MIXTURE_RULES
+    inert = MixtureFamily.inert | {"max_window_layers"}
+
+    def heads(self, fields: Fields, norm: NormConfig) -> dict[str, Any]:
+        return {"qk_norm": norm, **self.biases(fields)}
+
+    def layers(self, fields: Fields) -> Layers:
+        # All layers have the window, if there is one; here the field `max_window_layers` means nothing.
+        window = fields.take_nullable("sliding_window", 4096)
+        windows = [window if fields.take("use_sliding_window", False) else None] * fields.need("num_hidden_layers")
+        return with_mixtures(_read_mixture(fields), _is_sparse(fields), then=with_windows(windows))
+
+    def write_more(self, config: DecoderConfig, max_length: int) -> dict[str, Any]:
+        window = config.stack.blocks[0].mixer.window
+        return {
+            **self.write_biases(config),
+            **_write_mixture(config),
+            "use_sliding_window": window is not None,
+            "sliding_window": window,
+        }
 
 
-QWEN2 = Family("qwen2", "Qwen2ForCausalLM", "model.", RULES, _read2, _write2, inert=frozenset({"use_mrope"}))
-QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "model.", RULES, _read3, _write3)
-QWEN2_MOE = Family(
-    "qwen2_moe", "Qwen2MoeForCausalLM", "model.", MIXTURE_RULES, _read2_moe, _write2_moe,
-    parts=MIXED_DECODER,
-    required=frozenset({MoEConfig}),
-    inert=frozenset({"output_router_logits"}),
-)  # fmt: skip
-QWEN3_MOE = Family(
-    "qwen3_moe", "Qwen3MoeForCausalLM", "model.", MIXTURE_RULES, _read3_moe, _write3_moe,
-    parts=MIXED_DECODER,
-    required=frozenset({MoEConfig}),
-    inert=frozenset({"output_router_logits", "max_window_layers"}),
-)  # fmt: skip
+QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE = Qwen2(), Qwen3(), Qwen2Moe(), Qwen3Moe()

@@ -10,7 +10,7 @@ from t5x_like.models.positions import (
     Llama3Scaling,
     LongRopeScaling,
     RotaryConfig,
-    Scaling,
+    RotaryScaling,
     YarnScaling,
 )
 
@@ -100,7 +100,7 @@ def rope_values(fields: Fields, layer_type: str | None = None) -> tuple[str, dic
     return name, values
 
 
-def _read_scaling(fields: Fields, name: str, kind: str, values: dict[str, Any]) -> Scaling:
+def _read_scaling(fields: Fields, name: str, kind: str, values: dict[str, Any]) -> RotaryScaling:
     cls, names = SCALINGS[kind]
     longest = fields.take("max_position_embeddings", 0)
     if ORIGINAL in names:
@@ -159,7 +159,7 @@ def write_rotary(rotary: RotaryConfig | None, *, partial: bool = False) -> dict[
     return fields
 
 
-def write_scaling(scaling: Scaling | None) -> dict[str, Any]:
+def write_scaling(scaling: RotaryScaling | None) -> dict[str, Any]:
     """`rope_scaling`; empty where there is none."""
     for kind, (cls, names) in SCALINGS.items():
         if type(scaling) is cls:

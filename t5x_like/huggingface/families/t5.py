@@ -1,16 +1,17 @@
 """T5 1.0 and 1.1 (with FLAN-T5, UL2 and ByT5, which are T5 1.1 by their files) and mT5."""
 
 import dataclasses
+from types import MappingProxyType
 from typing import Any
 
 from t5x_like.huggingface.families.family import ACTIVATIONS, Family, Fields, written_activation
 from t5x_like.huggingface.name_map import Rule
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
-from t5x_like.models.heads import LanguageModelHeadConfig
+from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.norms import NormConfig
-from t5x_like.models.positions import RelativeBiasConfig
+from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import EncoderDecoderConfig
 
@@ -33,7 +34,7 @@ def _stack(name: str, feedforward_layer: int) -> tuple[Rule, ...]:
     table = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     mlp = f"{theirs}.{feedforward_layer}"
     return (
-        *_attention(f"{ours}/attention", of_attention, f"{theirs}.0"),
+        *_attention(f"{ours}/mixer", of_attention, f"{theirs}.0"),
         Rule(f"{name}/position_bias/table", table, "linear"),
         *_attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention", f"{theirs}.1"),
         # The gated network has wi_0, which is activated, and wi_1; the other has wi.
@@ -54,49 +55,6 @@ RULES = (
 )
 
 
-def _read_t5(fields: Fields) -> EncoderDecoderConfig:
-    # T5 1.0 ties its embeddings and scales what it multiplies by them; transformers 5 says so in a field of its own.
-    tied = fields.take("tie_word_embeddings", True)
-    return _read(fields, tied=tied, scaled=fields.take("scale_decoder_outputs", tied))
-
-
-def _read_mt5(fields: Fields) -> EncoderDecoderConfig:
-    return _read(fields, tied=fields.take("tie_word_embeddings", True), scaled=False)
-
-
-def _read(fields: Fields, *, tied: bool, scaled: bool) -> EncoderDecoderConfig:
-    d_model, dropout_rate = fields.need("d_model"), float(fields.take("dropout_rate", 0.1))
-    norm = NormConfig(epsilon=float(fields.take("layer_norm_epsilon", 1e-6)))
-    attention = AttentionConfig(
-        num_heads=fields.take("num_heads", 8),
-        head_dim=fields.take("d_kv", 64),
-        scale=1.0,
-        dropout_rate=dropout_rate,
-    )
-    encoder = BlockConfig(
-        mixer=attention, feedforward=_read_feedforward(fields, dropout_rate), norm=norm, dropout_rate=dropout_rate
-    )
-    bias = RelativeBiasConfig(
-        num_buckets=fields.take("relative_attention_num_buckets", 32),
-        max_distance=fields.take("relative_attention_max_distance", 128),
-    )
-    num_layers = fields.take("num_layers", 6)
-    stack = StackConfig(num_layers=num_layers, block=encoder, position_bias=bias, final_norm=norm)
-    return EncoderDecoderConfig(
-        d_model=d_model,
-        vocab_size=fields.need("vocab_size"),
-        encoder=stack,
-        decoder=dataclasses.replace(
-            stack,
-            num_layers=fields.take("num_decoder_layers", num_layers),
-            block=dataclasses.replace(encoder, cross_attention=attention),
-        ),
-        head=LanguageModelHeadConfig(tie_embeddings=tied, scale_by_width=scaled),
-        dropout_rate=dropout_rate,
-        residual_init="same",
-    )
-
-
 def _read_feedforward(fields: Fields, dropout_rate: float) -> MLPConfig:
     kind = fields.take("feed_forward_proj", "relu")
     gated, _, name = kind.rpartition("-")
@@ -109,50 +67,95 @@ def _read_feedforward(fields: Fields, dropout_rate: float) -> MLPConfig:
     )
 
 
-def _write(config: EncoderDecoderConfig, max_length: int) -> dict[str, Any]:
-    block, bias = config.encoder.blocks[0], config.encoder.position_bias
-    feedforward = block.feedforward
-    name = "gelu" if feedforward.gated and feedforward.activation == "gelu_tanh" else None
-    name = name or written_activation(feedforward.activation)
-    return {
-        "vocab_size": config.vocab_size,
-        "d_model": config.d_model,
-        "d_kv": block.mixer.head_size(config.d_model),
-        "d_ff": feedforward.d_ff,
-        "num_layers": config.encoder.num_layers,
-        "num_decoder_layers": config.decoder.num_layers,
-        "num_heads": block.mixer.num_heads,
-        "relative_attention_num_buckets": getattr(bias, "num_buckets", 32),
-        "relative_attention_max_distance": getattr(bias, "max_distance", 128),
-        "dropout_rate": block.dropout_rate,
-        "layer_norm_epsilon": getattr(block.norm, "epsilon", 1e-6),
-        "feed_forward_proj": f"gated-{name}" if feedforward.gated else name,
-        "tie_word_embeddings": config.head.tie_embeddings,
-        "scale_decoder_outputs": config.head.scale_by_width,
-        "is_encoder_decoder": True,
-        "decoder_start_token_id": 0,
-        "pad_token_id": 0,
-    }
-
-
-PARTS = frozenset({EncoderDecoderConfig, LanguageModelHeadConfig, AttentionConfig, MLPConfig})
 COPIES = {
     "encoder.embed_tokens.weight": "shared.weight",
     "decoder.embed_tokens.weight": "shared.weight",
     "lm_head.weight": "shared.weight",
 }
-INERT = frozenset({
-    "initializer_factor", "decoder_start_token_id", "classifier_dropout", "n_positions", "output_past",
-    "is_decoder", "is_gated_act", "dense_act_fn", "gradient_checkpointing", "tokenizer_class",
-})  # fmt: skip
-UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-"""In the first files of T5; nothing reads it."""
 
-T5 = Family(
-    "t5", "T5ForConditionalGeneration", "", RULES, _read_t5, _write,
-    parts=PARTS, inert=INERT, copies=COPIES, ignored=UNUSED,
-)  # fmt: skip
-MT5 = Family(
-    "mt5", "MT5ForConditionalGeneration", "", RULES, _read_mt5, _write,
-    parts=PARTS, inert=INERT, copies=COPIES, ignored=UNUSED,
-)  # fmt: skip
+
+class T5Family(Family):
+    model_type, architecture, prefix = "t5", "T5ForConditionalGeneration", ""
+    rules = RULES
+    parts = frozenset({EncoderDecoderConfig, LanguageModelHeadConfig, AttentionConfig, MLPConfig})
+    inert = frozenset({
+        "initializer_factor", "decoder_start_token_id", "classifier_dropout", "n_positions", "output_past",
+        "is_decoder", "is_gated_act", "dense_act_fn", "gradient_checkpointing", "tokenizer_class",
+    })  # fmt: skip
+    copies = MappingProxyType(COPIES)
+    # In the first files of T5; nothing reads it.
+    ignored = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+
+    def read_scaled(self, fields: Fields, tied: bool) -> bool:
+        """T5 1.0 ties its embeddings and scales what it multiplies by them; transformers 5 has a field for it."""
+        return fields.take("scale_decoder_outputs", tied)
+
+    def read(self, fields: Fields) -> EncoderDecoderConfig:
+        tied = fields.take("tie_word_embeddings", True)
+        d_model, dropout_rate = fields.need("d_model"), float(fields.take("dropout_rate", 0.1))
+        norm = NormConfig(epsilon=float(fields.take("layer_norm_epsilon", 1e-6)))
+        attention = AttentionConfig(
+            num_heads=fields.take("num_heads", 8),
+            head_dim=fields.take("d_kv", 64),
+            scale=1.0,
+            dropout_rate=dropout_rate,
+        )
+        encoder = BlockConfig(
+            mixer=attention, feedforward=_read_feedforward(fields, dropout_rate), norm=norm, dropout_rate=dropout_rate
+        )
+        bias = RelativeBiasConfig(
+            num_buckets=fields.take("relative_attention_num_buckets", 32),
+            max_distance=fields.take("relative_attention_max_distance", 128),
+        )
+        num_layers = fields.take("num_layers", 6)
+        stack = StackConfig(num_layers=num_layers, block=encoder, position_bias=bias, final_norm=norm)
+        return EncoderDecoderConfig(
+            d_model=d_model,
+            vocab_size=fields.need("vocab_size"),
+            encoder=stack,
+            decoder=dataclasses.replace(
+                stack,
+                num_layers=fields.take("num_decoder_layers", num_layers),
+                block=dataclasses.replace(encoder, cross_attention=attention),
+            ),
+            head=LanguageModelHeadConfig(tie_embeddings=tied, scale_by_width=self.read_scaled(fields, tied)),
+            dropout_rate=dropout_rate,
+            residual_init="same",
+        )
+
+    def write(self, config: EncoderDecoderConfig, max_length: int) -> dict[str, Any]:
+        block, bias = config.encoder.blocks[0], config.encoder.position_bias
+        # Another bias cannot be written; what is read back will differ from it.
+        bias = bias if type(bias) is RelativeBiasConfig else RelativeBiasConfig()
+        feedforward = block.feedforward
+        name = "gelu" if feedforward.gated and feedforward.activation == "gelu_tanh" else None
+        name = name or written_activation(feedforward.activation)
+        return {
+            "vocab_size": config.vocab_size,
+            "d_model": config.d_model,
+            "d_kv": block.mixer.head_size(config.d_model),
+            "d_ff": feedforward.d_ff,
+            "num_layers": config.encoder.num_layers,
+            "num_decoder_layers": config.decoder.num_layers,
+            "num_heads": block.mixer.num_heads,
+            "relative_attention_num_buckets": bias.num_buckets,
+            "relative_attention_max_distance": bias.max_distance,
+            "dropout_rate": block.dropout_rate,
+            "layer_norm_epsilon": block.norm.epsilon if block.norm else 1e-6,
+            "feed_forward_proj": f"gated-{name}" if feedforward.gated else name,
+            "tie_word_embeddings": config.head.tie_embeddings,
+            "scale_decoder_outputs": config.head.scale_by_width,
+            "is_encoder_decoder": True,
+            "decoder_start_token_id": 0,
+            "pad_token_id": 0,
+        }
+
+
+class MT5Family(T5Family):
+    model_type, architecture = "mt5", "MT5ForConditionalGeneration"
+
+    def read_scaled(self, fields: Fields, tied: bool) -> bool:
+        return False
+
+
+T5, MT5 = T5Family(), MT5Family()

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.randomness import keep
-from t5x_like.models.parameters import Initializers, Linear, Module
+from t5x_like.models.context import Context
+from t5x_like.models.feedforward.feedforward import FeedForward
+from t5x_like.models.layer_spec import LayerSpec
+from t5x_like.models.parameters import Linear, Module
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "squared_relu", "tanh"]
 
@@ -35,7 +38,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Fl
 
 
 @configurable
-class MLPConfig:
+class MLPConfig(FeedForward):
     """Two-layer perceptron, optionally gated (Shazeer 2020: SwiGLU is `silu` gated, GeGLU `gelu` gated).
 
     Attributes:
@@ -51,7 +54,7 @@ class MLPConfig:
     activation: Activation = "silu"
     gated: bool = True
     use_bias: bool = False
-    dropout_rate: float = 0.0
+    dropout_rate: float = inert(0.0)
 
     def __post_init__(self):
         if self.d_ff < 1:
@@ -59,29 +62,28 @@ class MLPConfig:
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"MLPConfig.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
 
+    @property
+    def uses_dropout(self) -> bool:
+        return self.dropout_rate > 0
+
+    def build(self, spec: LayerSpec, key: PRNGKeyArray) -> "MLP":
+        return MLP(self, spec, key)
+
 
 class MLP(Module):
-    def __init__(
-        self,
-        config: MLPConfig,
-        d_model: int,
-        *,
-        inits: Initializers,
-        dtype: jnp.dtype,
-        key: PRNGKeyArray,
-    ):
-        embed, mlp = {"embed": d_model}, {"mlp": config.d_ff}
+    def __init__(self, config: MLPConfig, spec: LayerSpec, key: PRNGKeyArray):
+        inits, embed, mlp = spec.inits, {"embed": spec.d_model}, {"mlp": config.d_ff}
         keys = jax.random.split(key, 3)
-        options = {"use_bias": config.use_bias, "dtype": dtype}
+        options = {"use_bias": config.use_bias, "dtype": spec.dtype}
         self.up = Linear(embed, mlp, init=inits.inner, key=keys[0], **options)
         self.gate = Linear(embed, mlp, init=inits.inner, key=keys[1], **options) if config.gated else None
         self.down = Linear(mlp, embed, init=inits.out, key=keys[2], **options)
         self.config = config
 
     def __call__(
-        self, x: Float[Array, "batch length embed"], dropout_key: PRNGKeyArray | None = None
-    ) -> Float[Array, "batch length embed"]:
+        self, x: Float[Array, "batch length embed"], context: Context
+    ) -> tuple[Float[Array, "batch length embed"], None]:
         activate = ACTIVATIONS[self.config.activation]
         up = checkpoint_name(self.up(x), "mlp")
         hidden = activate(up) if self.gate is None else activate(checkpoint_name(self.gate(x), "gate")) * up
-        return self.down(dropout(hidden, self.config.dropout_rate, dropout_key))
+        return self.down(dropout(hidden, self.config.dropout_rate, context.dropout_key)), None

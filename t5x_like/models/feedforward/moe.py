@@ -1,5 +1,6 @@
 """The feed-forward half of a block as a mixture of experts: every token sees a few of many small networks."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -8,90 +9,26 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
-from t5x_like.kernels.dispatch import capacity_rows, chosen_rows, of_tokens
 from t5x_like.kernels.grouped_matmul import grouped_matmul
-from t5x_like.models.feedforward.mlp import ACTIVATIONS, MLP, Activation, MLPConfig
-from t5x_like.models.feedforward.routers import (
-    ExpertChoiceRouterConfig,
-    HashRouterConfig,
-    Router,
-    RouterConfig,
-    RouterStats,
-    RouterSums,
-    SoftmaxRouterConfig,
-    check_choice,
-    choose,
-    scores,
-    sums_over_tokens,
-)
-from t5x_like.models.parameters import Initializer, Initializers, Linear, Module, parameter
-from t5x_like.sharding.experts import (
-    Shares,
-    by_equal_rows,
-    by_gather,
-    by_ragged_all_to_all,
-    on_each_device,
-    tokens_per_group,
-)
+from t5x_like.models.context import Context
+from t5x_like.models.feedforward.dispatch import Dispatch, DroplessConfig, Experts
+from t5x_like.models.feedforward.feedforward import FeedForward
+from t5x_like.models.feedforward.mlp import ACTIVATIONS, Activation, MLPConfig
+from t5x_like.models.feedforward.router import Router
+from t5x_like.models.feedforward.router_stats import RouterStats, RouterSums
+from t5x_like.models.feedforward.routers import SoftmaxRouterConfig
+from t5x_like.models.layer_spec import LayerSpec
+from t5x_like.models.parameters import Initializer, Linear, Module, Params, parameter
+from t5x_like.sharding.experts import Shares, on_each_device, tokens_per_group
 
 Weights = dict[str, Float[Array, "..."]]
 """By the names of WEIGHT_AXES."""
 
 
 @configurable
-class DroplessConfig:
-    """Every token reaches all of its experts, however many tokens an expert gets.
-
-    Attributes:
-      exchange: how tokens and experts meet where the mesh splits the experts. `gather`: every device sees all tokens of
-        its `expert` axis; runs anywhere, and sends least when experts_per_token is near the axis' size or above.
-        `ragged_all_to_all`: each copy of a token travels to its expert's device and back; for TPUs.
-      buffer_factor: rows for a device's experts, as a multiple of their average number where the mesh splits the
-        experts; None: as many as there could be. With a factor, assignments that find no row are dropped and counted.
-      backend: the kernel of the grouped products; `auto`: the first that can do it (see docs/kernels.md).
-    """
-
-    exchange: Literal["gather", "ragged_all_to_all"] = "gather"
-    buffer_factor: float | None = None
-    backend: Literal["auto", "tpu", "triton", "reference", "chunked"] = "auto"
-
-    def __post_init__(self):
-        if self.buffer_factor is not None and self.buffer_factor < 1:
-            raise UserError(
-                f"DroplessConfig.buffer_factor is {self.buffer_factor}: below 1 tokens are dropped even when the "
-                "experts are balanced; use 1.25 or more, or None."
-            )
-
-
-@configurable
-class CapacityConfig:
-    """An expert takes a fixed number of a group's tokens, the first that choose it; the others go without (T5X).
-
-    The number is `capacity_factor * group size / num_experts`, so top-2 routing needs a factor above 2 to lose few.
-
-    Attributes:
-      capacity_factor: 1 for as many places as tokens.
-      group_size: tokens at most that share an expert's places. Groups are whole sequences, or equal parts of one: the
-        largest that the batch allows.
-      min_capacity: places an expert has at least.
-    """
-
-    capacity_factor: float = 1.25
-    group_size: int = 4096
-    min_capacity: int = 4
-
-    def __post_init__(self):
-        if self.capacity_factor <= 0:
-            raise UserError(f"CapacityConfig.capacity_factor is {self.capacity_factor}: it must be positive.")
-        for name in ("group_size", "min_capacity"):
-            if getattr(self, name) < 1:
-                raise UserError(f"CapacityConfig.{name} is {getattr(self, name)}: it must be at least 1.")
-
-
-@configurable
-class MoEConfig:
+class MoEConfig(FeedForward):
     """Mixture of experts (Shazeer et al. 2017), each a two-layer perceptron.
 
     Attributes:
@@ -118,14 +55,14 @@ class MoEConfig:
     activation: Activation | Literal["clamped_swiglu"] = "silu"
     gated: bool = True
     use_bias: bool = False
-    router: RouterConfig = SoftmaxRouterConfig()
-    dispatch: DroplessConfig | CapacityConfig = DroplessConfig()
+    router: Router = SoftmaxRouterConfig()
+    dispatch: Dispatch = inert(DroplessConfig())
     shared_d_ff: int | None = None
     shared_gate: bool = False
-    jitter: float = 0.0
-    load_balance_weight: float = 0.0
-    z_loss_weight: float = 0.0
-    bias_update_rate: float = 0.0
+    jitter: float = inert(0.0)
+    load_balance_weight: float = inert(0.0)
+    z_loss_weight: float = inert(0.0)
+    bias_update_rate: float = inert(0.0)
 
     def __post_init__(self):
         for name in ("num_experts", "experts_per_token", "d_ff", "shared_d_ff"):
@@ -140,7 +77,7 @@ class MoEConfig:
         for name in ("load_balance_weight", "z_loss_weight", "bias_update_rate"):
             if getattr(self, name) < 0:
                 raise UserError(f"MoEConfig.{name} is {getattr(self, name)}: it must not be negative.")
-        check_choice(self.router, self.num_experts, self.experts_per_token)
+        self.router.check(self.num_experts, self.experts_per_token)
         self._check_combinations()
 
     @property
@@ -150,20 +87,45 @@ class MoEConfig:
             return None
         return MLPConfig(d_ff=self.shared_d_ff, activation=self.activation, gated=self.gated, use_bias=self.use_bias)
 
+    @property
+    def uses_dropout(self) -> bool:
+        return self.jitter > 0
+
+    @property
+    def depends_on_place(self) -> bool:
+        # Random numbers go by place; so does what experts choose from together.
+        return self.dispatch.depends_on_place or self.router.group_size is not None or self.jitter > 0
+
+    def build(self, spec: LayerSpec, key: PRNGKeyArray) -> "MoE":
+        return MoE(self, spec, key)
+
+    def share_used(self, path: Sequence[str]) -> float:
+        return self.experts_per_token / self.num_experts if path[0] in ("up", "gate", "down") else 1.0
+
+    def router_loss(self, stats: RouterStats) -> Float[Array, "*layers"]:
+        return self.load_balance_weight * stats.load_balance + self.z_loss_weight * stats.z_loss
+
+    def balanced(self, params: Params, stats: RouterStats) -> Params:
+        if not self.bias_update_rate:
+            return params
+        router = params["router"]
+        bias = balanced(router["balance_bias"], stats.load, self.bias_update_rate)
+        return {**params, "router": {**router, "balance_bias": bias}}
+
     def _check_combinations(self):
         router = type(self.router).__name__
-        if isinstance(self.router, ExpertChoiceRouterConfig) and self.dispatch != DroplessConfig():
+        if self.router.group_size is not None and self.dispatch != DroplessConfig():
             raise UserError(
-                f"MoEConfig.dispatch is {self.dispatch} with ExpertChoiceRouterConfig: experts that choose take "
+                f"MoEConfig.dispatch is {self.dispatch} with {router}: experts that choose take "
                 "equally many tokens anyway; leave dispatch out, and set experts_per_token for how many."
             )
-        if self.bias_update_rate and not getattr(self.router, "balance_bias", False):
+        if self.bias_update_rate and not self.router.balance_bias:
             raise UserError(
                 f"MoEConfig.bias_update_rate is {self.bias_update_rate}, but {router} has no balance bias: set "
                 "balance_bias of SoftmaxRouterConfig or SigmoidRouterConfig."
             )
-        if self.jitter and isinstance(self.router, HashRouterConfig):
-            raise UserError("MoEConfig.jitter is set with HashRouterConfig, which looks at no values: use 0.")
+        if self.jitter and not self.router.reads_vectors:
+            raise UserError(f"MoEConfig.jitter is set with {router}, which looks at no values: use 0.")
         if not 0 <= self.jitter < 1:
             raise UserError(f"MoEConfig.jitter is {self.jitter}: it must be in [0, 1).")
         if self.shared_gate and self.shared_d_ff is None:
@@ -218,61 +180,48 @@ WEIGHT_AXES = {
 
 
 class MoE(Module):
-    def __init__(
-        self,
-        config: MoEConfig,
-        d_model: int,
-        *,
-        inits: Initializers,
-        dtype: jnp.dtype,
-        key: PRNGKeyArray,
-    ):
+    def __init__(self, config: MoEConfig, spec: LayerSpec, key: PRNGKeyArray):
+        d_model, inits = spec.d_model, spec.inits
         embed, mlp = ("embed", d_model), ("mlp", config.d_ff)
         keys = jax.random.split(key, 6)
         expert = partial(ExpertLinear, config.num_experts, use_bias=config.use_bias)
-        self.router = Router(config.router, config.num_experts, d_model, init=inits.kernel, key=keys[0])
+        self.router = config.router.build(d_model, config.num_experts, init=inits.kernel, key=keys[0])
         self.up = expert(embed, mlp, init=inits.inner, key=keys[1])
         self.gate = expert(embed, mlp, init=inits.inner, key=keys[2]) if config.gated else None
         self.down = expert(mlp, embed, init=inits.out, key=keys[3])
-        self.shared = MLP(config.shared, d_model, inits=inits, dtype=dtype, key=keys[4]) if config.shared else None
+        self.shared = config.shared.build(spec, keys[4]) if config.shared else None
         gate = lambda: Linear(
-            {"embed": d_model}, {"shared_gate": 1}, init=inits.kernel, use_bias=False, dtype=dtype, key=keys[5]
+            {"embed": d_model}, {"shared_gate": 1}, init=inits.kernel, use_bias=False, dtype=spec.dtype, key=keys[5]
         )
         self.shared_gate = gate() if config.shared_gate else None
         self.config = config
-        self.dtype = dtype
+        self.dtype = spec.dtype
 
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        *,
-        token_ids: Int[Array, "batch length"] | None = None,
-        is_token: Bool[Array, "batch length"] | None = None,
-        dropout_key: PRNGKeyArray | None = None,
+        context: Context,
     ) -> tuple[Float[Array, "batch length embed"], RouterStats]:
         """The weighted sum of each token's experts, and of the shared perceptron.
 
-        Args:
-          x: the tokens.
-          token_ids: their numbers in the vocabulary; a hash router needs them.
-          is_token: False for padding: it takes no place at an expert and no part in the statistics; its output is 0.
-          dropout_key: random key while training; without it there is no jitter.
+        Padding takes no place at an expert and no part in the statistics; its output is 0.
         """
-        logits = self.router(x, token_ids=token_ids, jitter=self.config.jitter, key=dropout_key)
-        is_token = jnp.ones(x.shape[:2], bool) if is_token is None else is_token
+        config, tokens = self.config, context.tokens
+        logits = self.router(x, token_ids=tokens.ids, jitter=config.jitter, key=context.dropout_key)
+        is_token = jnp.ones(x.shape[:2], bool) if tokens.is_token is None else tokens.is_token
         x = x.astype(self.dtype)
-        size = getattr(self.config.router, "group_size", getattr(self.config.dispatch, "group_size", None))
+        size = config.router.group_size or config.dispatch.group_size
         group = 1 if size is None else tokens_per_group(*x.shape[:2], size)
         weights = self._weights()
         y, sums = on_each_device(
-            partial(mix, self.config, group=group),
+            partial(mix, config, group=group),
             (x, logits, is_token),
             weights,
             {name: WEIGHT_AXES[name] for name in weights},
             group=group,
         )
         if self.shared is not None:
-            shared = self.shared(x)
+            shared, _ = self.shared(x, context)
             if self.shared_gate is not None:
                 shared = shared * jax.nn.sigmoid(self.shared_gate(x))
             y = y + jnp.where(is_token[..., None], shared, 0)
@@ -301,49 +250,17 @@ def mix(
     *,
     group: int,
 ) -> tuple[Float[Array, "tokens embed"], RouterSums]:
-    """Chooses experts for tokens, or tokens for experts, and adds up the experts' outputs: one device's part of it.
-
-    Args:
-      config: the mixture.
-      x: this device's tokens.
-      logits: the router's.
-      is_token: False for padding.
-      weights: of this device's experts.
-      shares: how the mesh splits tokens and experts.
-      group: that many neighbouring tokens share the places of an expert, or are chosen from together.
-    """
-    num_experts, choices = config.num_experts, config.experts_per_token
-    compute = partial(run_experts, config.activation, weights)
-    if isinstance(config.router, ExpertChoiceRouterConfig):
-        y, assigned, dropped = _choose_tokens(config, x, logits, is_token, compute, shares, group)
-        return y, sums_over_tokens(config.router, logits, is_token, assigned, dropped)
-
-    experts, factors = choose(config.router, logits, weights.get("balance_bias"), choices)
-    experts = jnp.where(is_token[:, None], experts, num_experts)
-    if isinstance(config.dispatch, CapacityConfig):
-        capacity = round(config.dispatch.capacity_factor * group / num_experts)
-        capacity = min(max(capacity, config.dispatch.min_capacity), group)
-        assignments, dropped = capacity_rows(experts.reshape(-1, group, choices), num_experts, capacity)
-        rows, factors = of_tokens(assignments, factors)
-        y = by_equal_rows(x, rows, factors, compute, num_experts, shares)
-    else:
-        exchange = by_gather if config.dispatch.exchange == "gather" else by_ragged_all_to_all
-        # On the average device, experts get as many rows as its own tokens make.
-        compute = partial(compute, backend=config.dispatch.backend, expected_rows=experts.size)
-        y, dropped = exchange(x, experts, factors, compute, num_experts, shares, config.dispatch.buffer_factor)
-    assigned = jnp.sum(experts[..., None] == jnp.arange(num_experts), axis=(0, 1))
-    return y, sums_over_tokens(config.router, logits, is_token, assigned, dropped)
-
-
-def _choose_tokens(config, x, logits, is_token, compute, shares, group):
-    """Expert choice: returns the output, the tokens each expert took, and how many tokens no expert took."""
-    capacity = min(max(round(group * config.experts_per_token / config.num_experts), 1), group)
-    weights = scores(config.router, logits).weights * is_token[:, None]
-    rows, factors = chosen_rows(weights.reshape(-1, group, config.num_experts), capacity)
-    y = by_equal_rows(x, rows, factors, compute, config.num_experts, shares)
-    taken = jnp.zeros(len(x), bool).at[rows.token_of_row].set(True, mode="drop")
-    assigned = jnp.sum(rows.token_of_row.reshape(config.num_experts, -1) < len(x), axis=1)
-    return y, assigned, jnp.sum(is_token & ~taken)
+    """One device's part of the mixture; `group` is as in `Experts`."""
+    experts = Experts(
+        num_experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
+        compute=partial(run_experts, config.activation, weights),
+        dispatch=config.dispatch,
+        shares=shares,
+        group=group,
+        balance_bias=weights.get("balance_bias"),
+    )
+    return config.router.mix(x, logits, is_token, experts)
 
 
 def run_experts(
@@ -376,3 +293,18 @@ def run_experts(
     if "gate" not in weights:
         return layer(ACTIVATIONS[activation](up), "down")
     return layer(glu(activation, checkpoint_name(layer(x, "gate"), "gate"), up), "down")
+
+
+def balanced(
+    bias: Float[Array, "*layers experts"], load: Float[Array, "*layers experts"], rate: float
+) -> Float[Array, "*layers experts"]:
+    """The balance bias after a step: up for experts with less than their share, down for others.
+
+    Balancing without a loss (Wang et al. 2024, algorithm 1): `bias + rate * sign(mean load - load)`.
+
+    Args:
+      bias: `router.balance_bias` of one layer, or of several on leading dims.
+      load: `RouterStats.load` of the step's whole batch.
+      rate: how far a bias moves; DeepSeek-V3 uses 0.001.
+    """
+    return bias + rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)

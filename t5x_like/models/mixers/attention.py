@@ -2,18 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.norms import Norm, NormConfig
-from t5x_like.models.parameters import Initializers, Linear, Module, parameter
+from t5x_like.models.context import Context
+from t5x_like.models.layer_spec import LayerSpec
+from t5x_like.models.mixers.cache import Cache, empty_cache
+from t5x_like.models.mixers.mixer import Mixer
+from t5x_like.models.norms import Norm
+from t5x_like.models.parameters import Linear, Module, parameter
 from t5x_like.models.positions import RotaryConfig, rotate
 from t5x_like.sharding.attention import attention
 
@@ -21,7 +25,7 @@ Backend = Literal["auto", "tpu", "mosaic_gpu", "triton", "cudnn", "reference", "
 
 
 @configurable
-class AttentionConfig:
+class AttentionConfig(Mixer):
     """Attention (Vaswani et al. 2017; grouped queries: Ainslie et al. 2023).
 
     Attributes:
@@ -53,12 +57,15 @@ class AttentionConfig:
     chunk: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
-    qk_norm: NormConfig | None = None
+    qk_norm: Norm | None = None
     qk_norm_dims: Literal["head", "all_heads"] = "head"
     use_qkv_bias: bool = False
     use_out_bias: bool = False
-    dropout_rate: float = 0.0
-    backend: Backend = "auto"
+    dropout_rate: float = inert(0.0)
+    backend: Backend = inert("auto")
+
+    takes_bias = True
+    depends_on_place = False
 
     def __post_init__(self):
         for name in ("num_heads", "num_kv_heads", "head_dim", "window", "chunk"):
@@ -87,6 +94,28 @@ class AttentionConfig:
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
 
+    def explicit(self, d_model: int) -> "AttentionConfig":
+        """The same with the sizes that it derives."""
+        return dataclasses.replace(self, num_kv_heads=self.kv_heads, head_dim=self.head_size(d_model))
+
+    @property
+    def uses_dropout(self) -> bool:
+        return self.dropout_rate > 0
+
+    @property
+    def has_rotary(self) -> bool:
+        return self.rotary is not None
+
+    @property
+    def needs_order(self) -> bool:
+        return self.chunk is not None
+
+    def build(self, spec: LayerSpec, key: PRNGKeyArray) -> "Attention":
+        return Attention(self, spec, key)
+
+    def check(self, d_model: int) -> None:
+        self.head_size(d_model)
+
     def head_size(self, d_model: int) -> int:
         """head_dim, derived from d_model where it is not given."""
         if self.head_dim:
@@ -101,9 +130,15 @@ class AttentionConfig:
             self.rotary.rotated_dims(size)
         return size
 
-    def key_value_shapes(self, d_model: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(heads, head_dim) of the keys and of the values of a token: what a cache keeps of it."""
-        return ((self.kv_heads, self.head_size(d_model)),) * 2
+    def empty_state(self, batch: int, max_length: int, dtype: str, d_model: int) -> Cache:
+        return empty_cache(batch, max_length, dtype, ((self.kv_heads, self.head_size(d_model)),) * 2)
+
+    def forward_flops(self, d_model: int, length: int, *, causal: bool) -> float:
+        keys = attended_keys(length, causal=causal, window=self.window or self.chunk)
+        return 2 * self.num_heads * 2 * self.head_size(d_model) * keys
+
+    def exchanged(self, d_model: int) -> int:
+        return 2 * self.kv_heads * self.head_size(d_model)
 
     def masked(self, mask: MaskSpec) -> MaskSpec:
         """`mask`, narrowed by `window` and `chunk`."""
@@ -113,65 +148,11 @@ class AttentionConfig:
         return dataclasses.replace(mask, chunk=self.chunk)
 
 
-class TokenInfo(NamedTuple):
-    """What layers may know of the tokens whose vectors they get; arrays [batch, length] of integers.
-
-    Attributes:
-      positions: of each token within its segment.
-      ids: of the vocabulary.
-      segment_ids: tokens attend within equal ids only; 0 is padding. None: one segment.
-      order: what a causal mask compares, where it is not the place in the row: equal numbers see each other.
-      key_mask: 0 where a token may not be attended to; None: nowhere.
-    """
-
-    positions: Int[Array, "batch length"]
-    ids: Int[Array, "batch length"]
-    segment_ids: Int[Array, "batch length"] | None = None
-    order: Int[Array, "batch length"] | None = None
-    key_mask: Int[Array, "batch length"] | None = None
-
-    @property
-    def is_token(self) -> Bool[Array, "batch length"] | None:
-        """False for padding; None: there is none."""
-        return None if self.segment_ids is None else self.segment_ids != 0
-
-
-class Attend(Protocol):
-    """The core of a self-attention layer: queries, keys and values of new tokens in, their outputs and state out.
-
-    Training attends among the new tokens and has no state (None); decoding also reads and writes the layer's cache.
-    `options` are the layer's own arguments for `sharding.attention.attention`.
-    """
-
-    def __call__(
-        self,
-        q: Float[Array, "batch length heads head_dim"],
-        k: Float[Array, "batch length kv_heads head_dim"],
-        v: Float[Array, "batch length kv_heads v_dim"],
-        state: Any,
-        *,
-        tokens: TokenInfo,
-        **options: Any,
-    ) -> tuple[Float[Array, "batch length heads v_dim"], Any]: ...
-
-
-def attend_within(
-    q: Float[Array, "batch length heads head_dim"],
-    k: Float[Array, "batch length kv_heads head_dim"],
-    v: Float[Array, "batch length kv_heads v_dim"],
-    state: Any,
-    *,
-    tokens: TokenInfo,
-    **options: Any,
-) -> tuple[Float[Array, "batch length heads v_dim"], Any]:
-    """Attention among the tokens of a batch: the `Attend` of training."""
-    segments = keys = tokens.segment_ids
-    if tokens.key_mask is not None:
-        segments = jnp.ones_like(tokens.key_mask) if segments is None else segments
-        keys = segments * tokens.key_mask
-    segment_ids = None if segments is None else (segments, keys)
-    positions = None if tokens.order is None else (tokens.order, tokens.order)
-    return attention(q, k, v, segment_ids=segment_ids, positions=positions, **options), state
+def attended_keys(length: int, *, causal: bool, window: int | None = None) -> float:
+    """Returns how many keys a token attends to, on average over a sequence."""
+    keys = min(length, window or length)
+    # The first tokens of a causal sequence have fewer before them.
+    return keys - keys**2 / (2 * length) if causal else keys
 
 
 KeysValues = tuple[Float[Array, "batch kv_length kv_heads head_dim"], Float[Array, "batch kv_length kv_heads v_dim"]]
@@ -180,16 +161,8 @@ KeysValues = tuple[Float[Array, "batch kv_length kv_heads head_dim"], Float[Arra
 class Attention(Module):
     """Queries from one sequence; keys and values from the same, or, in cross-attention, from another."""
 
-    def __init__(
-        self,
-        config: AttentionConfig,
-        d_model: int,
-        *,
-        mask: MaskSpec,
-        inits: Initializers,
-        dtype: jnp.dtype,
-        key: PRNGKeyArray,
-    ):
+    def __init__(self, config: AttentionConfig, spec: LayerSpec, key: PRNGKeyArray):
+        d_model, inits, dtype = spec.d_model, spec.inits, spec.dtype
         head_dim = config.head_size(d_model)
         heads = {"heads": config.num_heads, "head_dim": head_dim}
         kv_heads = {"kv_heads": config.kv_heads, "head_dim": head_dim}
@@ -205,26 +178,25 @@ class Attention(Module):
         self.out = Linear(
             heads, {"embed": d_model}, init=inits.out, use_bias=config.use_out_bias, dtype=dtype, key=keys[3]
         )
-        norm: Callable[[int], Norm | None] = lambda num_heads: (
-            config.qk_norm and Norm(config.qk_norm, head_dim if config.qk_norm_dims == "head" else num_heads * head_dim)
+        norm: Callable[[int], Module | None] = lambda num_heads: (
+            config.qk_norm and config.qk_norm.build(head_dim * (1 if config.qk_norm_dims == "head" else num_heads))
         )
         self.query_norm, self.key_norm = norm(config.num_heads), norm(config.kv_heads)
         self.sinks = parameter(jnp.zeros(config.num_heads), ("heads",)) if config.sinks else None
         self.config = config
-        self.mask = config.masked(mask)
+        self.mask = config.masked(spec.mask)
 
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        *,
-        tokens: TokenInfo,
-        attend: Attend,
-        state: Any,
-        dropout_key: PRNGKeyArray | None,
+        context: Context,
+        state: Any = None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         """Attends from each token of x to the others."""
+        tokens = context.tokens
         k, v = self.keys_values(x, tokens.positions)
-        o, state = attend(self.queries(x, tokens.positions), k, v, state, tokens=tokens, **self.options(dropout_key))
+        options = self.options(context.dropout_key) | context.bias.options()
+        o, state = context.attend(self.queries(x, tokens.positions), k, v, state, tokens=tokens, **options)
         return self.out(o), state
 
     def across(
@@ -271,7 +243,7 @@ class Attention(Module):
         return rotate(x, positions, self.config.rotary)
 
     def normalized(
-        self, x: Float[Array, "batch length heads head_dim"], norm: Norm | None
+        self, x: Float[Array, "batch length heads head_dim"], norm: Module | None
     ) -> Float[Array, "batch length heads head_dim"]:
         if norm is None:
             return x

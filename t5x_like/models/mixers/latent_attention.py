@@ -7,17 +7,20 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from t5x_like.configurable import configurable
+from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention.masks import MaskSpec
-from t5x_like.models.mixers.attention import Attend, Backend, TokenInfo
+from t5x_like.models.context import Context
+from t5x_like.models.layer_spec import LayerSpec
+from t5x_like.models.mixers.attention import Backend, attended_keys
+from t5x_like.models.mixers.cache import Cache, empty_cache
+from t5x_like.models.mixers.mixer import Mixer
 from t5x_like.models.norms import Norm, NormConfig
-from t5x_like.models.parameters import Initializers, Linear, Module
+from t5x_like.models.parameters import Linear, Module
 from t5x_like.models.positions import RotaryConfig, rotate
 
 
 @configurable
-class LatentAttentionConfig:
+class LatentAttentionConfig(Mixer):
     """Multi-head latent attention (DeepSeek-V2, section 2.1).
 
     Queries and keys are a part without positions beside a rotated part; the rotated key is one for all heads.
@@ -45,10 +48,13 @@ class LatentAttentionConfig:
     v_head_dim: int = 128
     rotary: RotaryConfig = RotaryConfig()
     scale: float | None = None
-    norm: NormConfig = NormConfig()
+    norm: Norm = NormConfig()
     use_bias: bool = False
-    dropout_rate: float = 0.0
-    backend: Backend = "auto"
+    dropout_rate: float = inert(0.0)
+    backend: Backend = inert("auto")
+
+    has_rotary = True
+    depends_on_place = False
 
     def __post_init__(self):
         for name in ("num_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
@@ -66,8 +72,8 @@ class LatentAttentionConfig:
             raise UserError(f"LatentAttentionConfig.dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
 
     @property
-    def kv_heads(self) -> int:
-        return self.num_heads
+    def uses_dropout(self) -> bool:
+        return self.dropout_rate > 0
 
     @property
     def query_head_dim(self) -> int:
@@ -77,22 +83,23 @@ class LatentAttentionConfig:
         """The size of queries and keys, which does not depend on d_model."""
         return self.query_head_dim
 
-    def key_value_shapes(self, d_model: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(heads, head_dim) of the keys and of the values of a token: what a cache keeps of it."""
-        return (self.num_heads, self.query_head_dim), (self.num_heads, self.v_head_dim)
+    def build(self, spec: LayerSpec, key: PRNGKeyArray) -> "LatentAttention":
+        return LatentAttention(self, spec, key)
+
+    def empty_state(self, batch: int, max_length: int, dtype: str, d_model: int) -> Cache:
+        shapes = (self.num_heads, self.query_head_dim), (self.num_heads, self.v_head_dim)
+        return empty_cache(batch, max_length, dtype, shapes)
+
+    def forward_flops(self, d_model: int, length: int, *, causal: bool) -> float:
+        return 2 * self.exchanged(d_model) * attended_keys(length, causal=causal)
+
+    def exchanged(self, d_model: int) -> int:
+        return self.num_heads * (self.query_head_dim + self.v_head_dim)
 
 
 class LatentAttention(Module):
-    def __init__(
-        self,
-        config: LatentAttentionConfig,
-        d_model: int,
-        *,
-        mask: MaskSpec,
-        inits: Initializers,
-        dtype: jnp.dtype,
-        key: PRNGKeyArray,
-    ):
+    def __init__(self, config: LatentAttentionConfig, spec: LayerSpec, key: PRNGKeyArray):
+        d_model, inits, dtype = spec.d_model, spec.inits, spec.dtype
         keys = jax.random.split(key, 5)
         embed, q_lora_rank = {"embed": d_model}, config.q_lora_rank
         queries = {"heads": config.num_heads, "head_dim": config.query_head_dim}
@@ -104,25 +111,22 @@ class LatentAttention(Module):
             source, target, init=init, use_bias=use_bias, dtype=dtype, key=key
         )
         self.query_down = q_lora_rank and project(embed, {"latent": q_lora_rank}, keys[0], use_bias=config.use_bias)
-        self.query_norm = q_lora_rank and Norm(config.norm, q_lora_rank)
+        self.query_norm = q_lora_rank and config.norm.build(q_lora_rank)
         self.query = project({"latent": q_lora_rank} if q_lora_rank else embed, queries, keys[1])
         self.kv_down = project(embed, shared, keys[2], use_bias=config.use_bias)
-        self.kv_norm = Norm(config.norm, config.kv_lora_rank)
+        self.kv_norm = config.norm.build(config.kv_lora_rank)
         self.kv_up = project({"latent": config.kv_lora_rank}, kept, keys[3], init=inits.inner)
         self.out = project(values, embed, keys[4], init=inits.out, use_bias=config.use_bias)
         self.config = config
-        self.mask = mask
+        self.mask = spec.mask
 
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        *,
-        tokens: TokenInfo,
-        attend: Attend,
-        state: Any,
-        dropout_key: PRNGKeyArray | None,
+        context: Context,
+        state: Any = None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        config, heads, positions = self.config, self.config.num_heads, tokens.positions
+        config, heads, positions = self.config, self.config.num_heads, context.tokens.positions
         q = self.query(self.query_norm(self.query_down(x)) if self.query_down else x)
         latent, shared_key = jnp.split(self.kv_down(x), [config.kv_lora_rank], axis=-1)
         plain_key, v = jnp.split(self.kv_up(self.kv_norm(latent)), [config.qk_nope_head_dim], axis=-1)
@@ -132,16 +136,16 @@ class LatentAttention(Module):
         q = jnp.concatenate([plain_query, rotate(rotated_query, positions, config.rotary)], axis=-1)
         k = jnp.concatenate([plain_key, rotated_key], axis=-1)
         q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
-        o, state = attend(
+        o, state = context.attend(
             q,
             k,
             v,
             state,
-            tokens=tokens,
+            tokens=context.tokens,
             mask=self.mask,
             scale=config.scale,
-            dropout_rate=config.dropout_rate if dropout_key is not None else 0.0,
-            dropout_key=dropout_key,
+            dropout_rate=config.dropout_rate if context.dropout_key is not None else 0.0,
+            dropout_key=context.dropout_key,
             backend=config.backend,
         )
         return self.out(o), state

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5x_like.data.corpus import Tokens
 from t5x_like.data.objectives.masked import MaskedLM
 from t5x_like.data.objectives.words import Edges
 from t5x_like.data.tokenizers import ByteTokenizerConfig
+from t5x_like.data.tokens import Tokens
 from t5x_like.errors import UserError
 from tests.data.objectives import toy
 

@@ -3,10 +3,8 @@
 import numpy as np
 
 from t5x_like.data.batches import ShuffledBatches
-from t5x_like.data.build import DataConfig, lay_out
-from t5x_like.data.corpus import Tokens
-from t5x_like.data.sources import TextSource
 from t5x_like.data.tokenizers import ByteTokenizerConfig, SpecialTokens
+from t5x_like.data.tokens import Tokens
 
 SPECIAL = SpecialTokens(names=("[MASK]", "[CLS]", "[SEP]", "[R]", "[S]", "[X]"), num_sentinels=100)
 TOKENIZER = ByteTokenizerConfig(special_tokens=SPECIAL).build(None)
@@ -23,15 +21,8 @@ def text(lengths, seed: int = 0) -> Tokens:
 
 def batches(objective, tokens: Tokens, *, length: int, layout: str = "concatenate", batch_size: int = 8, seed: int = 0):
     """The layout and the batches of training that a run with this objective has."""
-    config = DataConfig(
-        source=TextSource(files="none"),
-        objective=objective,
-        sequence_length=length,
-        batch_size=batch_size,
-        layout=layout,
-    )
     transform = objective.build(TOKENIZER, length, packed=layout == "pack")
-    rows = lay_out(config, tokens)
+    rows = objective.lay_out(tokens, length, layout)
     return rows, ShuffledBatches(rows, transform, batch_size, seed)
 
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from t5x_like.data.prepare.decontaminate import DecontaminationFilter
 from t5x_like.data.prepare.document import Document, Dropped
+from t5x_like.data.prepare.stages.decontaminate import DecontaminationFilter
 from t5x_like.data.sources import TextSource
 from t5x_like.errors import UserError
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_like.data.prepare.document import Document, Dropped
-from t5x_like.data.prepare.filters import (
+from t5x_like.data.prepare.stages.filters import (
     BlocklistFilter,
     C4Filter,
     FineWebFilter,

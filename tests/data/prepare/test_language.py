@@ -1,7 +1,7 @@
 import pytest
 
 from t5x_like.data.prepare.document import Document, Dropped
-from t5x_like.data.prepare.language import LanguageFilter
+from t5x_like.data.prepare.stages.language import LanguageFilter
 from t5x_like.errors import UserError
 
 ENGLISH = "The gardener came every morning to look after the roses that grew along the walls of the house."

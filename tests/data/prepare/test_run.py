@@ -13,16 +13,16 @@ import pytest
 from rich.console import Console
 
 from t5x_like.configurable import REGISTRY, configurable
-from t5x_like.data.corpus import Split
 from t5x_like.data.prepare import passes, work
 from t5x_like.data.prepare.config import Deduplication, PrepareConfig
 from t5x_like.data.prepare.document import Document, Dropped, Stage
 from t5x_like.data.prepare.engine import LocalEngine
-from t5x_like.data.prepare.filters import GopherQualityFilter
 from t5x_like.data.prepare.readers import Reading
 from t5x_like.data.prepare.run import prepare
-from t5x_like.data.prepare.text_stages import NormalizeText
+from t5x_like.data.prepare.stages.filters import GopherQualityFilter
+from t5x_like.data.prepare.stages.text import NormalizeText
 from t5x_like.data.prepared import PreparedSource
+from t5x_like.data.splits import Split
 from t5x_like.data.subwords import SentencePieceConfig
 from t5x_like.data.tokenizers import ByteTokenizerConfig
 from t5x_like.errors import UserError

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_like.data.prepare.document import Document, Dropped
-from t5x_like.data.prepare.text_stages import MaskPersonalData, NormalizeText, normalize
+from t5x_like.data.prepare.stages.text import MaskPersonalData, NormalizeText, normalize
 from t5x_like.errors import UserError
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.objectives.examples import AnswerLM
 from t5x_like.data.tasks.chat import ChatTask
 from t5x_like.data.tasks.records import JsonRecords

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from t5x_like.data.build import DataConfig, build_data
+from t5x_like.data.build import build_data
+from t5x_like.data.config import DataConfig
 from t5x_like.data.mixtures import Mixture
 from t5x_like.data.objectives.answer_spans import SpanExtraction
 from t5x_like.data.objectives.causal import CausalLM

@@ -4,7 +4,6 @@ A word is what stands between spaces. Limits are of the papers, and every one ca
 """
 
 import functools
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from t5x_like.configurable import configurable
 from t5x_like.data.prepare.document import Document, Dropped, Stage
 from t5x_like.data.prepare.word_hashes import Words, most_frequent, repeated, words
 from t5x_like.errors import UserError
+from t5x_like.files import fingerprint
 
 ELLIPSES = ("...", "\u2026")
 BULLETS = ("-", "*", "\u2022", "\u2023", "\u25e6", "\u25cf")
@@ -266,7 +266,7 @@ class BlocklistFilter(Stage):
         self.cache_key()  # Reads the files: a missing one is told before any work.
 
     def cache_key(self) -> str:
-        files = [path and hashlib.blake2b(_read(path), digest_size=16).hexdigest() for path in self._paths()]
+        files = [path and fingerprint(_read(path)) for path in self._paths()]
         return repr((self, files))
 
     def _paths(self) -> tuple[str | None, str | None]:

@@ -1,0 +1,1 @@
+"""What is done to every document: each stage is a configuration and a pure function of the document."""

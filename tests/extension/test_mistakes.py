@@ -1,0 +1,58 @@
+"""What a plugin, or a binding of a role, may get wrong: one message each."""
+
+import pytest
+
+from t5x_like.commands.main import main
+
+ROLE = "from t5x_like.configurable import configurable\nfrom t5x_like.training.optimizers import Algorithm\n\n"
+RUN = ["--gin_file=runs/quickstart.gin"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "@configurable\nclass Bare(Algorithm):\n    b1: float = 0.9\n",
+            "Bare lacks direction: define all methods of its role Algorithm (direction).",
+        ),
+        (
+            "@configurable\nclass AdamWConfig(Algorithm):\n    def direction(self, layouts):\n        return None\n",
+            "AdamWConfig is already a configurable of t5x_like.training.optimizers: choose another name.",
+        ),
+        (
+            "from t5x_like.data.tokenizers import Tokenizer\n\nclass Mine(Tokenizer, kind='byte'):\n    pass\n",
+            "Mine: t5x_like.data.tokenizers has a tokenizer of kind 'byte': choose another.",
+        ),
+        ("import no_such_package\n", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package' ("),
+    ],
+)
+def test_a_plugin_that_cannot_be_used(plugin, capsys, text, message):
+    assert main(["train", plugin(ROLE + text), *RUN]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: --plugin=my_parts")
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+MINE = ROLE + "@configurable\nclass Mine(Algorithm):\n    def direction(self, layouts):\n        return None\n"
+
+
+def test_a_class_of_another_role_is_refused_and_the_fitting_ones_are_listed(plugin, capsys):
+    assert main(["train", plugin(MINE), *RUN, "--gin.OptimizerConfig.algorithm=@CosineSchedule()"]) == 2
+    shown = capsys.readouterr().err
+    assert "OptimizerConfig.algorithm must be Algorithm (AdamWConfig, " in shown
+    assert "MuonConfig or Mine), got @CosineSchedule() (command line)" in shown
+
+
+def test_explain_lists_the_classes_of_a_role(plugin, capsys):
+    assert main(["train", plugin(MINE), "--explain=OptimizerConfig.algorithm"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("OptimizerConfig.algorithm: Algorithm (AdamWConfig, AdamConfig, ")
+    assert "MuonConfig or Mine)\n" in shown.splitlines(keepends=True)[0]
+
+
+def test_a_mixture_of_texts_is_refused(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("text")
+    source = ["--gin.DataConfig.source=@Mixture()", "--gin.Mixture.sources=(@TextSource(),)"]
+    assert main(["train", *RUN, *source, f"--gin.TextSource.files={tmp_path}/a.txt"]) == 2
+    assert "@TextSource() is neither a prepared corpus nor a task" in capsys.readouterr().err
