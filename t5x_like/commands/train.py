@@ -24,6 +24,7 @@ from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.job import Job, set_up
 from t5x_like.training.loop import Outcome, train
+from t5x_like.training.state import TrainState
 
 CHANGEABLE = (
     "mesh",
@@ -31,6 +32,7 @@ CHANGEABLE = (
     "model.stack.remat_names",
     "run.checkpoints",
     "run.early_stopping",
+    "run.effects",
     "run.evaluate_every_steps",
     "run.evaluate_num_batches",
     "run.guard",
@@ -52,6 +54,12 @@ def define_flags(values: flags.FlagValues) -> None:
     cli.define_process_flags(values)
     flags.DEFINE_bool(
         "dry_run", False, "Print parameters, memory, mesh and tokens per step; train nothing.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "debug_nans",
+        False,
+        "End at the first step whose loss or gradient is not finite, and name the layer it comes from (slower).",
+        flag_values=values,
     )
     flags.DEFINE_list(
         "allow_changes",
@@ -99,23 +107,24 @@ def command(values: flags.FlagValues, arguments: Sequence[str]) -> int | None:
         if is_first():
             save_run_config(directory.path, config, experiment)
             print(data.describe(), job.describe(), sep="\n")
-        outcome = train(experiment, job, data, directory, allow_changes=values.allow_changes)
+        # Drawing samples is the work of a single process.
+        writes = experiment.run.logging.sample_tokens and experiment.model.writes_text and jax.process_count() == 1
+        draw = functools.partial(sample, experiment, job, data) if writes else None
+        options = {"allow_changes": values.allow_changes, "debug_nans": values.debug_nans}
+        outcome = train(experiment, job, data, directory, sample=draw, **options)
         if is_first():
             print(summary(experiment, outcome, directory))
-        # Drawing one is the work of a single process.
-        wanted = outcome.complete and experiment.run.logging.sample_tokens and experiment.model.writes_text
-        if wanted and jax.process_count() == 1:
+        if outcome.complete and draw is not None:
             try:
-                print(sample(experiment, job, data, outcome))
+                print(f"\nA sample:\n\n{draw(outcome.state)}")
             except Exception:  # The run is complete and saved: whatever a sample stumbles over is no failure of it.
                 logging.exception("No sample could be drawn.")
     return None
 
 
-def sample(experiment: Experiment, job: Job, data: Data, outcome: Outcome) -> str:
-    """What the trained model writes."""
-    logs, state = experiment.run.logging, outcome.state
-    params = state.params if state.ema is None else state.ema
+def sample(experiment: Experiment, job: Job, data: Data, state: TrainState) -> str:
+    """What the model writes."""
+    logs, params = experiment.run.logging, state.averaged
     length, graphdef = experiment.data.sequence_length, job.spec.graphdef
     model = LoadedModel(job.model, graphdef, params, data.tokenizer, job.placement, length, int(state.step))
     options = {"max_new_tokens": logs.sample_tokens, "seed": experiment.run.seed}
@@ -124,10 +133,8 @@ def sample(experiment: Experiment, job: Job, data: Data, outcome: Outcome) -> st
         is_input = row.get("encoder_segment_ids", np.ones_like(row["encoder_input_tokens"]))[0] == 1
         tokens = row["encoder_input_tokens"][0][is_input]
         written = model.generate_from_tokens([tokens.tolist()], sampling=Sampling(temperature=0.8), **options)
-        text = f"{model.tokenizer.decode(tokens)}\n\n-> {written[0]}"
-    else:
-        text = logs.sample_prompt + model.generate([logs.sample_prompt], temperature=0.8, **options)[0]
-    return f"\nA sample:\n\n{text}"
+        return f"{model.tokenizer.decode(tokens)}\n\n-> {written[0]}"
+    return logs.sample_prompt + model.generate([logs.sample_prompt], temperature=0.8, **options)[0]
 
 
 def forbidden_changes(directory: RunDirectory, experiment: Experiment, allow_changes: Sequence[str] = ()) -> list[str]:

@@ -21,6 +21,7 @@ from t5x_like.models.mixers.attention import AttentionConfig, KeysValues
 from t5x_like.models.mixers.mixer import Mixer
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import Module
+from t5x_like.models.probe import seen
 from t5x_like.sharding.logical import constrain
 
 
@@ -125,16 +126,18 @@ class Block(Module):
         if self.config.parallel:
             y = normalized(x, self.mixer_norm)
             (mixed, mixer_state), (fed, stats) = mix(y), feed(y)
+            mixed, fed = seen("mixer", mixed), seen("feedforward", fed)
             x = constrain(x + dropout(mixed + fed, self.config.dropout_rate, keys[2]), "batch", "length", "embed")
-            return x, None if state is None else BlockState(mixer_state, kept), stats
+            return seen("output", x), None if state is None else BlockState(mixer_state, kept), stats
         if self.mixer is not None:
-            x, mixer_state = self.add(x, mix, self.mixer_norm, self.mixer_out_norm, keys[2])
+            x, mixer_state = self.add(x, mix, self.mixer_norm, self.mixer_out_norm, keys[2], "mixer")
         if self.cross_attention is not None:
             cross = lambda y: self.attend_encoded(y, context.with_key(keys[3]), kept)
-            x, kept = self.add(x, cross, self.cross_attention_norm, self.cross_attention_out_norm, keys[4])
+            norms = self.cross_attention_norm, self.cross_attention_out_norm
+            x, kept = self.add(x, cross, *norms, keys[4], "cross_attention")
         if self.feedforward is not None:
-            x, stats = self.add(x, feed, self.feedforward_norm, self.feedforward_out_norm, keys[5])
-        return x, None if state is None else BlockState(mixer_state, kept), stats
+            x, stats = self.add(x, feed, self.feedforward_norm, self.feedforward_out_norm, keys[5], "feedforward")
+        return seen("output", x), None if state is None else BlockState(mixer_state, kept), stats
 
     def add(
         self,
@@ -143,13 +146,14 @@ class Block(Module):
         norm: Module | None,
         out_norm: Module | None,
         dropout_key: PRNGKeyArray | None,
+        name: str,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         """Adds a part of the block to the stream; returns what else the part returns beside it."""
         place = self.config.norm_place
         y, rest = part(normalized(x, norm) if place in ("pre", "sandwich") else x)
         if place in ("post_branch", "sandwich"):
             y = normalized(y, norm if place == "post_branch" else out_norm)
-        x = x + dropout(y, self.config.dropout_rate, dropout_key)
+        x = x + dropout(seen(name, y), self.config.dropout_rate, dropout_key)
         return constrain(normalized(x, norm) if place == "post" else x, "batch", "length", "embed"), rest
 
     def attend_encoded(

@@ -32,6 +32,7 @@ from t5x_like.models.parameters import (
     stack_modules,
 )
 from t5x_like.models.position_biases import PositionBias
+from t5x_like.models.probe import in_layer
 from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.sharding.pipeline import gpipe as pipeline
 
@@ -345,4 +346,5 @@ def run_layer(
     """One layer; its number makes its random numbers."""
     if context.dropout_key is not None:
         context = context.with_key(fold_in(context.dropout_key, number))
-    return merge(graphdef, params)(x, context, state)
+    with in_layer("stack" if context.encoded is None else "decoder", number):
+        return merge(graphdef, params)(x, context, state)

@@ -10,6 +10,7 @@ from t5x_like.models.heads.head import Head
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig
+from t5x_like.training.effects import EffectConfig
 from t5x_like.training.guards import GuardConfig
 from t5x_like.training.initialize import InitialCheckpointConfig
 from t5x_like.training.optimizers import OptimizerConfig
@@ -56,8 +57,14 @@ class LoggingConfig:
       tensorboard: also writes TensorBoard events to MODEL_DIR/tensorboard.
       wandb_project: also logs to this Weights & Biases project (extra: wandb); None: off.
       progress: shows a progress bar, or plain lines where the output is no terminal.
-      sample_tokens: length of the sample that ends a run, in tokens; 0: none.
-      sample_prompt: text that the closing sample continues; empty: starts at a document's beginning.
+      sample_tokens: length of a sample, in tokens; 0: none.
+      sample_prompt: text that samples continue; empty: starts at a document's beginning.
+      sample_every_steps: steps between samples of text in MODEL_DIR/samples.jsonl and the log; 0: only one that ends
+        the run.
+      profile_steps: the first and the last step of a trace in MODEL_DIR/profile, which xprof shows; None: no trace.
+      norms_every_steps: steps between records of the norms of activations, gradients and updates, layer by layer, as
+        split `norms` of the metrics. Activations are those of the updated parameters on the batch of the step; it
+        compiles one program more. 0: none.
     """
 
     every_steps: int = 10
@@ -66,12 +73,22 @@ class LoggingConfig:
     progress: bool = True
     sample_tokens: int = 200
     sample_prompt: str = ""
+    sample_every_steps: int = 0
+    profile_steps: tuple[int, int] | None = None
+    norms_every_steps: int = 0
 
     def __post_init__(self):
         if self.every_steps < 1:
             raise UserError(f"LoggingConfig.every_steps is {self.every_steps}: it must be at least 1.")
-        if self.sample_tokens < 0:
-            raise UserError(f"LoggingConfig.sample_tokens is {self.sample_tokens}: it must not be negative.")
+        for name in ("sample_tokens", "sample_every_steps", "norms_every_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"LoggingConfig.{name} is {getattr(self, name)}: it must not be negative.")
+        if self.sample_every_steps and not self.sample_tokens:
+            raise UserError("LoggingConfig.sample_every_steps is set, but sample_tokens is 0: give samples a length.")
+        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise UserError(
+                f"LoggingConfig.profile_steps is {self.profile_steps}: give the first and the last step, from 1 on."
+            )
 
 
 @configurable
@@ -94,6 +111,7 @@ class RunConfig:
       guard: what is done about bad steps, corrupt devices and hanging processes.
       initialize_from: parameters of another run to begin with; None: random ones.
       logging: what to show and write.
+      effects: what else happens after every step, in this order: parts of your own.
     """
 
     model_dir: str
@@ -109,6 +127,7 @@ class RunConfig:
     guard: GuardConfig = GuardConfig()
     initialize_from: InitialCheckpointConfig | None = None
     logging: LoggingConfig = LoggingConfig()
+    effects: tuple[EffectConfig, ...] = ()
 
     def __post_init__(self):
         for name in ("steps", "gradient_accumulation", "evaluate_every_steps"):

@@ -124,6 +124,7 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
         gradient_accumulation=run.gradient_accumulation,
         ema_decay=run.ema_decay,
         spike_sigmas=run.guard.spike_sigmas,
+        norm_axes=spec.axes if run.logging.norms_every_steps else None,
     )
     placement = experiment.mesh.on(mesh)
     check_rules(placement.rules, spec.axes)

@@ -5,12 +5,18 @@ Every step happens in this order:
     fetch     the batch of this step, already on the devices
     step      the compiled update is dispatched; the host does not wait for it. A bad step changes nothing (`guards`)
     log       every `logging.every_steps`; the values are fetched when the next step is under way
+    find      with `train --debug_nans`: the layer where a value became non-finite, and the end of the run
     check     too many steps skipped in a row, or devices that disagree: back to the newest checkpoint (`recovery`)
+    profile   the trace of `logging.profile_steps` begins or ends
     evaluate  every `evaluate_every_steps` and at the end, on the validation split
+    sample    every `logging.sample_every_steps`
+    norms     every `logging.norms_every_steps`, layer by layer
+    own       the user's `effects`, in the order of the configuration
     save      every `checkpoints.save_every_steps`, on request (`requests`) and at the end, after all records up to here
 
 So metrics.jsonl never lacks a record that a checkpoint has passed, and a resumed run writes again exactly what came
-after that checkpoint. What fails among log and evaluate is told and counted, and training goes on.
+after that checkpoint. What fails among log, evaluate, sample, norms and own is told and counted, and training goes
+on. From log on these are `Effect`s, put in order by `effects_of`.
 """
 
 import contextlib
@@ -29,19 +35,21 @@ from t5x_like.evaluation.evaluator import make_validation
 from t5x_like.reporting.goodput import Goodput, seconds_since_process_start
 from t5x_like.runtime.coordination import wait_for_all
 from t5x_like.sharding.logical import local_rows, on_devices
+from t5x_like.training.effects import Effect, Run
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.initialize import with_parameters_of
+from t5x_like.training.inspect_layers import FindNonFinite, Norms, Replay
 from t5x_like.training.job import Job, compile_step
 from t5x_like.training.manifest import check_manifest, manifest_of
+from t5x_like.training.observe import Profile, Sample, WriteSample
 from t5x_like.training.recovery import Fault, Recovery
 from t5x_like.training.replicas import ReplicaCheck
-from t5x_like.training.reporter import Reporter
+from t5x_like.training.reporter import Reporter, Scores
+from t5x_like.training.routine import Check, Evaluate, Log, Own, Save, Turn, finished
 from t5x_like.training.signals import Requests
 from t5x_like.training.state import TrainState, initial_state
 from t5x_like.training.step import TrainStep
 from t5x_like.training.watchdog import Watchdog
-
-Scores = dict[str, float]
 
 
 class Outcome(NamedTuple):
@@ -62,13 +70,16 @@ class Outcome(NamedTuple):
     time: str = ""
 
 
-class Run(NamedTuple):
-    """What a run has from its start to its end, rollbacks included."""
+class Requested(NamedTuple):
+    """What the command asks of the loop beside the configuration; see `train`."""
 
-    experiment: Experiment
-    job: Job
-    data: Data
-    directory: RunDirectory
+    sample: WriteSample | None = None
+    debug_nans: bool = False
+
+
+class Services(NamedTuple):
+    """What serves a run from its start to its end, rollbacks included."""
+
     checkpoints: Checkpoints
     recovery: Recovery
     requests: Requests
@@ -81,7 +92,14 @@ class Run(NamedTuple):
 
 
 def train(
-    experiment: Experiment, job: Job, data: Data, directory: RunDirectory, *, allow_changes: Sequence[str] = ()
+    experiment: Experiment,
+    job: Job,
+    data: Data,
+    directory: RunDirectory,
+    *,
+    allow_changes: Sequence[str] = (),
+    sample: WriteSample | None = None,
+    debug_nans: bool = False,
 ) -> Outcome:
     """Trains from the newest good checkpoint in `directory`, or from step 0, to the end of the run.
 
@@ -91,8 +109,10 @@ def train(
       data: what it trains on.
       directory: MODEL_DIR, its lock held.
       allow_changes: paths in the configuration that may differ from the run that is resumed, e.g. `data`.
+      sample: what the model writes; None if it writes no text.
+      debug_nans: ends at the first step that is not finite, and says where that comes from.
     """
-    settings = experiment.run
+    settings, run = experiment.run, Run(experiment, job, data, directory)
     with contextlib.ExitStack() as stack:
         stack.enter_context(job.placement.use())
         first = jax.process_index() == 0
@@ -102,27 +122,24 @@ def train(
             contextlib.closing(Checkpoints(directory.checkpoints, settings.checkpoints, push))
         )
         requests = Requests(directory.path, checkpoints.overdue, settings.logging.every_steps)
-        run = Run(
-            experiment,
-            job,
-            data,
-            directory,
+        services = Services(
             checkpoints,
             Recovery(directory.rollbacks, settings.guard),
             stack.enter_context(requests),
             stack.enter_context(Watchdog(settings.guard.hang_minutes)),
             Goodput(directory.goodput, writes=first, seconds_before=seconds_since_process_start()),
         )
-        stack.callback(run.goodput.write, ended=True)
-        run.watchdog.progress()
+        stack.callback(services.goodput.write, ended=True)
+        services.watchdog.progress()
+        requested = Requested(sample, debug_nans)
         compiled = functools.cache(lambda: compile_together(job))
         while True:
-            step, state = starting_state(run, allow_changes)
+            step, state = starting_state(run, services, allow_changes)
             try:
-                return train_from(step, state, run, compiled)
+                return train_from(step, state, run, services, compiled, requested)
             except Fault as fault:
                 checkpoints.wait()
-                run.recovery.back_to(checkpoints.newest_good(quarantine=True) or 0, fault, data)
+                services.recovery.back_to(checkpoints.newest_good(quarantine=True) or 0, fault, data)
 
 
 def compile_together(job: Job) -> TrainStep:
@@ -132,91 +149,98 @@ def compile_together(job: Job) -> TrainStep:
     return step
 
 
-def train_from(step: int, state: TrainState, run: Run, compiled: Callable[[], TrainStep]) -> Outcome:
+def train_from(
+    step: int,
+    state: TrainState,
+    run: Run,
+    services: Services,
+    compiled: Callable[[], TrainStep],
+    requested: Requested,
+) -> Outcome:
     """Trains from a state to the end of the run.
 
     Raises:
       Fault: if training must go back to the newest checkpoint.
     """
-    experiment, job, data, settings = run.experiment, run.job, run.data, run.experiment.run
+    experiment, job, data, _ = run
+    settings, goodput = experiment.run, services.goodput
     with contextlib.ExitStack() as stack:
         reporter = stack.enter_context(
-            Reporter(experiment, job, run.directory, start_step=step, goodput=run.goodput, alarms=run.alarms)
+            Reporter(experiment, job, run.directory, start_step=step, goodput=goodput, alarms=services.alarms)
         )
         history = reporter.validation_history
-        if step >= settings.steps or exhausted(experiment, history):
+        if finished(run, step, reporter):
             return Outcome(state, f"nothing to do: the run ended at step {step}", history[-1] if history else None)
 
-        with run.goodput.during("compile"):
+        with goodput.during("compile"):
             train_step = compiled()
-        validate = make_validation(job.spec.graphdef, settings.loss, data, job.batch, settings.evaluate_num_batches)
-        replicas = ReplicaCheck(job.state.params, job.mesh, settings.guard.compare_replicas_every_steps)
         rows = local_rows(job.batch)
-        batch_of = lambda step: data.train.batch(run.recovery.batch_number(step), rows)
+        batch_of = lambda step: data.train.batch(services.recovery.batch_number(step), rows)
         loader = stack.enter_context(Loader(batch_of, step, settings.steps - step))
+        turn = Turn()
+        effects = effects_of(run, step, services, reporter, turn, requested)
+        for effect in effects:
+            stack.callback(effect.end)
         reporter.start(step, loader)
-        run.goodput.enter("step")
+        goodput.enter("step")
         for number, batch in device_prefetch(loader, lambda batch: on_devices(batch, job.batch)):
-            with jax.transfer_guard("disallow"):
+            step = number + 1
+            with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, batch)
-            step, scores = number + 1, None
-            run.watchdog.progress()
-            reporter.advance(step, metrics)
-            run.recovery.check(*reporter.latest)
-            replicas.after_step(step, state.params)
-            if step % settings.evaluate_every_steps == 0 or step == settings.steps:
-                reporter.flush()
-                with run.goodput.during("evaluate"):
-                    scores = reporter.attempt("evaluation", validate, state.params if state.ema is None else state.ema)
-                if scores is not None:
-                    reporter.validation(step, scores)
-            last = step == settings.steps or run.requests.stop(step) or exhausted(experiment, history)
-            save = run.requests.save(step) or run.checkpoints.due(step) or last
-            if save:
-                reporter.flush()
-                run.recovery.check(*reporter.latest)
-                replicas.check_now(step, state.params)
-                save_state(run, step, state, scores, force=last)
-            if save or scores is not None:
-                reporter.restart_clock(step)
-                run.watchdog.progress()
-            if last:
+            services.watchdog.progress()
+            for effect in effects:
+                effect.after_step(step, state, metrics)
+            services.watchdog.progress()
+            if turn.last:
                 break
-    complete = step == settings.steps or exhausted(experiment, history)
+        complete = finished(run, step, reporter)
     reason = "complete" if step == settings.steps else "stopped early" if complete else "interrupted"
-    scores = history[-1] if history else None
-    return Outcome(state, f"{reason} at step {step}", scores, complete, run.goodput.describe())
+    return Outcome(state, f"{reason} at step {step}", history[-1] if history else None, complete, goodput.describe())
 
 
-def save_state(run: Run, step: int, state: TrainState, scores: Scores | None, *, force: bool) -> None:
-    """Starts a save, or with `force` makes it."""
-    manifest = manifest_of(run.job, run.data, run.recovery.batch_number(step))
-    run.goodput.saved(step)
-    with run.goodput.during("save"):
-        run.checkpoints.save(step, state, metrics=scores, manifest=manifest, force=force)
+def effects_of(
+    run: Run, step: int, services: Services, reporter: Reporter, turn: Turn, requested: Requested
+) -> tuple[Effect, ...]:
+    """The effects of a run in their order, which is that of this module's head."""
+    experiment, job, data, directory = run
+    settings, goodput = experiment.run, services.goodput
+    logs, guard = settings.logging, settings.guard
+    replicas = ReplicaCheck(job.state.params, job.mesh, guard.compare_replicas_every_steps)
+    validate = make_validation(job.spec.graphdef, settings.loss, data, job.batch, settings.evaluate_num_batches)
+    check = Check(reporter, services.recovery, replicas)
+    replay, sample = Replay(run, services.recovery), requested.sample
+    effects: list[Effect] = [Log(reporter)]
+    if requested.debug_nans:
+        effects.append(FindNonFinite(replay, job.spec.axes))
+    effects.append(check)
+    if logs.profile_steps is not None:
+        effects.append(Profile(logs.profile_steps, directory.path / "profile", step))
+    effects.append(Evaluate(experiment, validate, reporter, goodput, turn))
+    if logs.sample_every_steps and sample is not None:
+        path = directory.path / "samples.jsonl"
+        effects.append(Sample(logs.sample_every_steps, sample, path, reporter, goodput, step))
+    if logs.norms_every_steps:
+        effects.append(Norms(logs.norms_every_steps, replay, reporter))
+    effects += [Own(effect.build(run, step), reporter) for effect in settings.effects]
+    save = Save(run, services.checkpoints, services.recovery, services.requests, check, goodput, turn)
+    return (*effects, save)
 
 
-def starting_state(run: Run, allow_changes: Sequence[str]) -> tuple[int, TrainState]:
+def starting_state(run: Run, services: Services, allow_changes: Sequence[str]) -> tuple[int, TrainState]:
     """The newest good checkpoint's step and state, or those of a fresh run.
 
     Raises:
       UserError: if the data is not what the checkpoint was trained on, the model has changed, or all checkpoints are
         damaged.
     """
-    job, checkpoints, settings = run.job, run.checkpoints, run.experiment.run
-    with run.goodput.during("init"):
+    job, checkpoints, settings = run.job, services.checkpoints, run.experiment.run
+    with services.goodput.during("init"):
         step = checkpoints.newest_good(quarantine=True)
-        run.goodput.resumed(step or 0)
+        services.goodput.resumed(step or 0)
         if step is not None:
-            manifest = manifest_of(job, run.data, run.recovery.batch_number(step))
+            manifest = manifest_of(job, run.data, services.recovery.batch_number(step))
             check_manifest(checkpoints.manifest(step), manifest, checkpoints.directory / str(step), allow_changes)
             logging.info("Resuming at step %d.", step)
             return step, checkpoints.restore(job.state, step)
         state = initial_state(job.create_state, job.state)
         return 0, state if settings.initialize_from is None else with_parameters_of(settings.initialize_from, state)
-
-
-def exhausted(experiment: Experiment, history: list[Scores]) -> bool:
-    """True when early stopping is configured and says so."""
-    stopping = experiment.run.early_stopping
-    return stopping is not None and stopping.exhausted([scores[stopping.metric] for scores in history])

@@ -22,6 +22,9 @@ from t5x_like.training.step import Metrics
 
 T = TypeVar("T")
 
+Scores = dict[str, float]
+"""Validation metrics."""
+
 
 class Reporter:
     """Writes records of training and validation; a context manager.
@@ -161,6 +164,10 @@ class Reporter:
         self._progress.report(step, validation_loss=scores["loss"])
         if self._first and (self._painting is None or self._painting.done()):
             self._painting = self._painter.submit(self._paint)
+
+    def norms(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes norms of layers."""
+        self._writer.write(step, "norms", values)
 
     def restart_clock(self, step: int) -> None:
         """Takes what happened since `step` (evaluation, a save) out of the speed shown."""

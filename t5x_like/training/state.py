@@ -28,6 +28,11 @@ class TrainState(NamedTuple):
     ema: Params | None
     guard: GuardState
 
+    @property
+    def averaged(self) -> Params:
+        """The parameters to evaluate: their average where there is one."""
+        return self.params if self.ema is None else self.ema
+
 
 def random_key(seed: int, stream: str, step: Int[Array, ""] | int = 0) -> PRNGKeyArray:
     """The key of a named stream at a step; adding a stream never moves the others."""

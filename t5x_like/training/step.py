@@ -14,12 +14,15 @@ from t5x_like.kernels.randomness import row_keys
 from t5x_like.learning.gradient import loss_gradient
 from t5x_like.learning.loss import total_weights
 from t5x_like.learning.router_losses import balance_experts, router_metrics
-from t5x_like.models.parameters import GraphDef, merge
+from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.token_loss import Batch, LossConfig
+from t5x_like.training.by_layer import by_layer, norm
 from t5x_like.training.guards import judge, select
 from t5x_like.training.state import TrainState, random_key
 
 Metrics = dict[str, Float[Array, ""]]
+LAYER_NORMS = "layer_norms"
+"""The metric, not a number but a tree, of norms of gradients and updates layer by layer."""
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -33,13 +36,14 @@ def make_train_step(
     gradient_accumulation: int = 1,
     ema_decay: float | None = None,
     spike_sigmas: float | None = None,
+    norm_axes: Params | None = None,
 ) -> TrainStep:
     """The update of one global batch; jit it once, with the state donated.
 
     A step whose loss or gradient is not finite, or a spike, counts but changes nothing; see `guards`.
 
     The gradient is that of (sum of token losses) / (sum of token weights) over the whole global batch, however it is
-    sharded or cut into microbatches.
+    sharded or cut into microbatches. With `norm_axes`, the parameters' logical axes, the metrics hold `LAYER_NORMS`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -74,6 +78,9 @@ def make_train_step(
             "skipped": guard.skipped,
             "skipped_in_a_row": guard.skipped_in_a_row,
         }
+        if norm_axes is not None:
+            trees = {"gradient": grads, "update": updates}
+            metrics[LAYER_NORMS] = {name: by_layer(norm, tree, norm_axes) for name, tree in trees.items()}
         return TrainState(state.step + 1, params, opt_state, ema, guard), metrics
 
     return train_step

@@ -40,7 +40,7 @@ def train(experiment: Experiment, devices: int = 1, **options) -> Outcome:
 def trace(experiment: Experiment) -> list[tuple]:
     """All that a metrics file says of learning: (step, split, loss, gradient norm)."""
     records = read_metrics(RunDirectory(experiment.run.model_dir).metrics)
-    return [(r["step"], r["split"], r["loss"], r.get("grad_norm")) for r in records]
+    return [(r["step"], r["split"], r["loss"], r.get("grad_norm")) for r in records if r["split"] != "norms"]
 
 
 def with_run(experiment: Experiment, **run) -> Experiment:
