@@ -66,3 +66,30 @@ def test_mistakes_are_told(reviews, capsys):
         main([*flags("bert_tiny_task", reviews, **{"EncoderConfig.head": "@RegressionHeadConfig()"}), "--dry_run"]) == 2
     )
     assert "RegressionHeadConfig" in capsys.readouterr().err
+
+
+def test_classes_of_words(tmp_path, capsys):
+    words = ("Ann", "saw", "Bob", "there")
+    rows = [[str(i), words[i % 4], words[i // 4 % 4]] for i in range(160)]
+    write(tmp_path, [{"words": row, "tags": ["name" if word.istitle() else "other" for word in row]} for row in rows])
+    assert main(flags("bert_tiny_tags", tmp_path, **{"EncoderConfig.d_model": 32}, STEPS=20)) == 0
+    assert scores_of(tmp_path, capsys)["accuracy"] > 0.6
+
+
+def test_a_reward_from_preferences(tmp_path, capsys):
+    write(tmp_path, [{"prompt": f"Is {i} fine?", "chosen": "yes", "rejected": "not at all"} for i in range(160)])
+    assert main(flags("reward_tiny", tmp_path, **{"DecoderConfig.d_model": 32}, STEPS=20)) == 0
+    assert scores_of(tmp_path, capsys)["accuracy"] == 1
+
+
+def test_pairs_of_rows_are_not_parted(tmp_path, capsys):
+    write(tmp_path, [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    for change, message in {
+        "RunConfig.gradient_accumulation=2": "RunConfig.gradient_accumulation is 2, which would part the pairs",
+        "DataConfig.batch_size=7": "DataConfig.batch_size is 7, which would part the pairs of rows",
+    }.items():
+        assert (
+            main([*flags("reward_tiny", tmp_path, **{"DecoderConfig.d_model": 32}), f"--gin.{change}", "--dry_run"])
+            == 2
+        )
+        assert message in capsys.readouterr().err

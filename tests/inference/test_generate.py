@@ -27,7 +27,16 @@ GREEDY = Sampling(temperature=0)
 
 @pytest.fixture(
     scope="module",
-    params=["scanned", "unrolled_learned_grouped", "window_qk_norm", "cycle", "latent", "relative_bias", "chunks"],
+    params=[
+        "scanned",
+        "unrolled_learned_grouped",
+        "window_qk_norm",
+        "cycle",
+        "latent",
+        "relative_bias",
+        "chunks",
+        "one_part_a_block",
+    ],
 )
 def decoder(request):
     config = toy.model(vocab_size=toy.VOCAB)
@@ -54,6 +63,10 @@ def decoder(request):
         config = with_block(config, mixer=AttentionConfig(num_heads=4, scale=1.0))
         stack = dataclasses.replace(config.stack, position_bias=RelativeBiasConfig(num_buckets=8))
         config = dataclasses.replace(config, stack=stack)
+    elif request.param == "one_part_a_block":
+        mixing = dataclasses.replace(config.stack.block, feedforward=None)
+        feeding = dataclasses.replace(config.stack.block, mixer=None)
+        config = toy.model(vocab_size=toy.VOCAB, stack=StackConfig(num_layers=5, block=(mixing, feeding)))
     elif request.param == "chunks":
         config = with_block(config, mixer=AttentionConfig(num_heads=4, chunk=5, soft_cap=3.0))
     # Larger weights than usual: untrained models are nearly indifferent between tokens.

@@ -29,7 +29,7 @@ def attention(**fields) -> AttentionConfig:
     return AttentionConfig(**{"num_heads": 4, "rotary": RotaryConfig(), **fields})
 
 
-def block(attention: AttentionConfig | LatentAttentionConfig, **fields) -> BlockConfig:
+def block(attention: AttentionConfig | LatentAttentionConfig | None, **fields) -> BlockConfig:
     return BlockConfig(**{"mixer": attention, "feedforward": MLPConfig(d_ff=24), **fields})
 
 
@@ -66,6 +66,9 @@ DECODERS = {
     "sinks": decoder(stack(block(attention(sinks=True, num_kv_heads=2)))),
     "partial_rotary": decoder(stack(block(attention(head_dim=8, rotary=RotaryConfig(fraction=0.5))))),
     "chunks": decoder(stack(block(attention(chunk=5)))),
+    "one_part_a_block": decoder(
+        stack(block(attention(), feedforward=None), block(None, norm_place="sandwich"), num_layers=4)
+    ),
 }
 
 
@@ -249,6 +252,9 @@ BAD = {
         lambda: stack(*[block(attention())] * 3, num_layers=2),
         "num_layers is 2: .* one cycle of 3",
     ),
+    "no_part": (lambda: block(None, feedforward=None), "mixer and BlockConfig.feedforward are both None"),
+    "parallel_without_mixer": (lambda: block(None, parallel=True), "parallel needs a mixer and a feedforward"),
+    "bias_for_none": (lambda: stack(block(None), position_bias=AlibiConfig()), "none of its mixers takes one"),
     "parallel_post": (lambda: block(attention(), parallel=True, norm_place="post"), "parallel needs norm_place"),
     "cross_rotary": (lambda: block(attention(), cross_attention=attention()), "cross_attention has rotary"),
     "cross_in_decoder": (

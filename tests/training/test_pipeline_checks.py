@@ -39,7 +39,7 @@ def job(tmp_path, config, **run):
         # 4 microbatches through 2 stages: 5 ticks, forth and back.
         ({"num_microbatches": 4}, {}, 10),
         ({"num_microbatches": 4, "schedule": "1f1b"}, {}, 12),
-        ({"num_microbatches": 2}, {"num_microbatches": 2}, 12),
+        ({"num_microbatches": 2}, {"gradient_accumulation": 2}, 12),
     ],
 )
 def test_a_run_says_how_long_its_stages_wait_and_what_they_send(pipeline, run, messages, tmp_path):
@@ -73,7 +73,7 @@ def test_what_stages_cannot_run_is_refused(config, message, tmp_path):
     ],
 )
 def test_1f1b_wants_the_loss_of_a_microbatch_last(model, message):
-    run = SimpleNamespace(model=model, data=SimpleNamespace(batch_size=8), run=SimpleNamespace(num_microbatches=1))
+    run = SimpleNamespace(model=model, data=SimpleNamespace(batch_size=8), run=SimpleNamespace(gradient_accumulation=1))
     with pytest.raises(UserError, match=message):
         check_stages(run, {"data": 1, "fsdp": 1, "stage": 2, "expert": 1, "sequence": 1, "tensor": 1})
 

@@ -11,9 +11,13 @@ from t5x_like.data.mixtures import Mixture
 from t5x_like.data.objectives.answer_spans import SpanExtraction
 from t5x_like.data.objectives.causal import CausalLM
 from t5x_like.data.objectives.examples import AnswerLM, Classification, Regression, TextToText
+from t5x_like.data.objectives.preferences import Preferences
+from t5x_like.data.objectives.tags import Tagging
 from t5x_like.data.tasks.labels import ClassificationTask, RegressionTask
+from t5x_like.data.tasks.preferences import PreferenceTask
 from t5x_like.data.tasks.records import JsonRecords
 from t5x_like.data.tasks.spans import SpanTask
+from t5x_like.data.tasks.tags import TagTask
 from t5x_like.data.tasks.texts import TextToTextTask
 from t5x_like.data.tokenizers import ByteTokenizerConfig, SpecialTokens
 from t5x_like.errors import UserError
@@ -227,3 +231,72 @@ def test_records_that_do_not_fit_are_named(tmp_path):
     span = SpanTask(records=records(tmp_path / "y.jsonl", [wrong]))
     with pytest.raises(UserError, match="the answer 'b' does not stand at character 0"):
         data_of(span, SpanExtraction(), length=32)
+
+
+@pytest.fixture
+def names(tmp_path):
+    rows = [{"words": ["Ann", "met", "Bob"], "tags": ["name", "other", 1]}, {"words": ["a" * 50, "b"], "tags": [0, 1]}]
+    return TagTask(records=records(tmp_path / "names.jsonl", rows), labels=("other", "name"))
+
+
+def test_the_first_token_of_a_word_has_its_class(names):
+    data = data_of(names, Tagging(), length=16)
+    row = {name: values[0] for name, values in data.validation.batch(0).items()}
+    assert text(data, row["encoder_input_tokens"]) == "[CLS]Ann met Bob[SEP]"
+    assert np.flatnonzero(row["encoder_loss_weights"]).tolist() == [1, 4, 8]
+    assert row["encoder_target_classes"][[1, 4, 8]].tolist() == [1, 0, 1]
+
+
+def test_classes_are_read_where_words_begin_and_what_has_no_room_is_wrong(names):
+    data = data_of(names, Tagging(), length=16)
+    outputs = np.zeros((2, 16, 2))
+    outputs[0, [1, 8], 1] = 1
+    references = data.corpora[0].validation.read_references()
+    predicted = names.predicted(outputs, data.validation.layout, references, data.tokenizer)
+    assert (predicted, names.right(references)) == ([1, 0, 1, 0, -1], [1, 0, 1, 0, 1])
+
+
+def test_words_need_a_class_each(tmp_path):
+    rows = [{"words": ["a", "b"], "tags": [0]}]
+    task = TagTask(records=records(tmp_path / "bad.jsonl", rows), labels=("x", "y"))
+    with pytest.raises(UserError, match="record 1 does not fit TagTask: 2 words have 1 tags"):
+        data_of(task, Tagging())
+
+
+@pytest.fixture
+def preferences(tmp_path):
+    rows = [{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(9)]
+    return PreferenceTask(records=records(tmp_path / "preferences.jsonl", rows))
+
+
+def test_an_answer_and_the_other_are_neighbours_in_every_batch(preferences):
+    data = data_of(preferences, Preferences(), length=16)
+    seen = []
+    for step in range(9):
+        batch = data.train.batch(step)
+        read = [text(data, tokens) for tokens in batch["decoder_input_tokens"]]
+        for chosen, rejected in zip(read[::2], read[1::2], strict=True):
+            assert chosen.replace("yes", "no") == rejected != chosen
+        assert batch["is_preferred"].tolist() == [1, 0, 1, 0]
+        assert batch["label_weights"].tolist() == [1] * 4
+        np.testing.assert_array_equal(
+            data.train.batch(step, slice(1, 3))["decoder_input_tokens"][0], batch["decoder_input_tokens"][1]
+        )
+        seen += read[::2]
+    # Two epochs of nine examples, in different orders.
+    assert len(set(seen[:9])) == len(set(seen[9:])) == 9
+    assert seen[:9] != seen[9:]
+
+
+def test_the_last_rows_of_preferences_are_empty(preferences):
+    data = data_of(preferences, Preferences(), length=16)
+    assert data.validation.num_batches == 5
+    assert data.validation.batch(4)["label_weights"].tolist() == [1, 1, 0, 0]
+
+
+def test_a_long_answer_is_cut_and_ends_the_row(tmp_path):
+    rows = [{"prompt": "p" * 40, "chosen": "c" * 40, "rejected": "r"}]
+    task = PreferenceTask(records=records(tmp_path / "long.jsonl", rows))
+    data = data_of(task, Preferences(), length=16, batch_size=2)
+    read = [text(data, tokens) for tokens in data.validation.batch(0)["decoder_input_tokens"]]
+    assert read == ["p" * 7 + "c" * 8, "p" * 13 + "r"]
