@@ -39,6 +39,12 @@ def configurable(cls: type[T]) -> type[T]:
             f"{cls.__name__} lacks {', '.join(sorted(cls.__abstractmethods__))}: define all methods of its role "
             f"{' and '.join(asked)}."
         )
+    inherited = {
+        field.name for base in filter(dataclasses.is_dataclass, cls.__mro__) for field in dataclasses.fields(base)
+    }
+    for name in inspect.get_annotations(cls).keys() - inherited - vars(cls).keys():
+        # A field without a default is required, also where the role has an attribute of that name.
+        setattr(cls, name, dataclasses.field())
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     REGISTRY[cls.__name__] = cls
     return cls

@@ -6,9 +6,10 @@ is a configurable object is built like any other, so that bindings reach it.
 """
 
 import dataclasses
+import math
 import operator
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from t5x_like.config.bindings import (
@@ -24,7 +25,7 @@ from t5x_like.config.bindings import (
 )
 from t5x_like.config.check import default_of, fields_of, no_class, unknown_names, without_effect
 from t5x_like.config.parse import read_bindings
-from t5x_like.config.types import MismatchError, choices, coerce, describe, is_configurable
+from t5x_like.config.types import MismatchError, choices, coerce, configurables, describe, is_configurable
 from t5x_like.configurable import REGISTRY
 
 T = TypeVar("T")
@@ -84,7 +85,7 @@ class Config:
         problems = [*unknown, *builder.problems, *builder.missing_values()]
         if not unknown:
             # A misspelt name leaves whole objects out, whose bindings are no mistakes.
-            problems += without_effect(self.bindings, root, built)
+            problems += without_effect(self.bindings, builder.read, built)
         if len(problems) > 1:
             numbered = (f"{number}. {problem}" for number, problem in enumerate(problems, 1))
             raise ConfigError("\n".join([f"the configuration has {len(problems)} problems:", *numbered]))
@@ -116,9 +117,18 @@ _OPERATORS = {
 
 
 class _Builder:
-    """Builds objects depth first, each once per class, scope and defaults."""
+    """Builds objects depth first, each once per class, scope and defaults, and notes the bindings that it reads.
 
-    def __init__(self, bindings: Bindings) -> None:
+    A binding may be replaced by a later one, and then what only the replaced one used is no mistake either: a run that
+    swaps the optimizer of an included file may keep the old one's settings there. Settings made after the swap, or on
+    the command line, are mistakes. So what was replaced is followed by a builder that constructs nothing, and whose
+    `limit` is the order of what took its place: only earlier bindings count as read.
+    """
+
+    def __init__(self, bindings: Bindings, follows: "_Builder | None" = None, limit: float = math.inf) -> None:
+        self.read: set[Binding] = follows.read if follows else set()
+        self._followed: set[tuple[Any, str, float]] = follows._followed if follows else set()
+        self._constructs, self._limit = follows is None, limit
         self.nodes: dict[tuple[str, str, str], Node] = {}
         self.problems: dict[str, None] = {}
         self.unknown: dict[str, None] = {}
@@ -164,13 +174,40 @@ class _Builder:
 
     def _setting(self, node: Node, field: str, annotation: Any, default: Any) -> Setting:
         path = f"{node.path}.{field}"
-        if candidates := self._bindings.candidates(node.cls, field, node.scope):
-            return self._bound(candidates[-1], annotation, node.scope, path)
+        candidates = self._bindings.candidates(node.cls, field, node.scope)
+        if (self._bindings.source(candidates[-1]).value == REQUIRED) if candidates else default is dataclasses.MISSING:
+            # That is reported; bindings for what could stand here are no second mistake.
+            for option in configurables(annotation):
+                self._follow(option, node.scope, self._limit, lambda it, cls=option: it.build(cls, node.scope, "", {}))
+        if candidates:
+            binding = self._in_force(candidates, node.scope)
+            if default is not dataclasses.MISSING:
+                limit = min(self._limit, candidates[-1].order)
+                self._follow(repr(default), node.scope, limit, lambda it: it._rebuild(default, node.scope, ""))
+            return self._bound(binding, annotation, node.scope, path) if binding else Setting(_FAILED, None, None)
         if default is dataclasses.MISSING:
             self._missing[f"{node.cls.__name__}.{field}"] = f"{describe(annotation)}; for {path}"
             return Setting(_FAILED, None, None)
         value = self._rebuild(default, node.scope, path)
         return Setting(value, None, value)
+
+    def _in_force(self, candidates: list[Binding], scope: str) -> Binding | None:
+        """The last of these, which is read, unless it comes after the limit; those that it replaces are followed."""
+        *replaced, last = candidates
+        limit = min(self._limit, last.order)
+        for binding in replaced:
+            if binding.order < limit:
+                self.read.add(binding)
+                self._follow(binding, scope, limit, lambda it, b=binding: it._evaluate(b.value, b, scope, ""))
+        if last.order >= self._limit:
+            return None
+        self.read.add(last)
+        return last
+
+    def _follow(self, what: Any, scope: str, limit: float, read: Callable[["_Builder"], Any]) -> None:
+        if (what, scope, limit) not in self._followed:
+            self._followed.add((what, scope, limit))
+            read(_Builder(self._bindings, self, limit))
 
     def _bound(self, binding: Binding, annotation: Any, scope: str, path: str) -> Setting:
         value = self._evaluate(binding.value, binding, scope, path)
@@ -217,12 +254,14 @@ class _Builder:
         if macro.name not in self._bindings.history:
             hint = did_you_mean(macro.name, self._bindings.macros())
             return self._unknown(user, f"macro {macro.name} is not defined{hint}")
-        binding = self._bindings.history[macro.name][-1]
         if macro.name in self._open_macros:
             circle = self._open_macros[self._open_macros.index(macro.name) :]
             first = circle.index(min(circle))
             shown = " -> ".join([*circle[first:], *circle[:first], circle[first]])
             return self._failed(f"macros refer to each other: {shown}")
+        binding = self._in_force(self._bindings.history[macro.name], scope)
+        if binding is None:
+            return _FAILED
         self._open_macros.append(macro.name)
         value = self._evaluate(binding.value, binding, scope, path)
         self._open_macros.pop()
@@ -248,7 +287,9 @@ class _Builder:
                 raise ArithmeticError("numbers are at most 1000 bits long")
             return _OPERATORS[value.operator](left, right)
         except ArithmeticError as error:
-            shown = f"{unparse(left)} {value.operator} {unparse(right)}"
+            # Python writes no integer of more than 4,300 digits.
+            write = lambda n: f"a number of {n.bit_length()} bits" if type(n) is int and abs(n) >> 1000 else unparse(n)
+            shown = f"{write(left)} {value.operator} {write(right)}"
             return self._failed(f"{binding.name} ({binding.origin}): cannot compute {shown}: {error}")
 
     def _rebuild(self, default: Any, scope: str, path: str) -> Any:
@@ -266,7 +307,7 @@ class _Builder:
 
     def _construct(self, node: Node) -> Any:
         values = {name: setting.value for name, setting in node.settings.items()}
-        if any(value is _FAILED for value in values.values()):
+        if not self._constructs or any(value is _FAILED for value in values.values()):
             return _FAILED
         try:
             return node.cls(**values)

@@ -93,6 +93,30 @@ def test_a_field_of_a_role_takes_every_class_that_plays_it():
         del REGISTRY["Circle"]
 
 
+def test_what_a_role_says_of_an_attribute_is_no_default():
+    class Sized(Shape):
+        size: int | None = None
+        name: str = "shape"
+
+    try:
+
+        @configurable
+        class Dot(Sized):
+            """A dot."""
+
+            size: int
+
+            def area(self) -> float:
+                return 0.0
+
+        with pytest.raises(ConfigError, match=r"Dot\.size: pass --gin\.Dot\.size"):
+            parse_config([], ["Drawing.shape=@Dot()"]).build(Drawing)
+        dot = parse_config([], ["Drawing.shape=@Dot()", "Dot.size=1"]).build(Drawing).shape
+        assert (dot.size, dot.name) == (1, "shape")
+    finally:
+        REGISTRY.pop("Dot", None)
+
+
 def test_a_class_that_lacks_a_method_of_its_role_is_refused():
     with pytest.raises(UserError, match=r"Line lacks area: define all methods of its role Shape \(area\)"):
 

@@ -234,6 +234,11 @@ MESSAGES = {
         "",
         "STEPS (command line): cannot compute 1 // 0: integer division or modulo by zero",
     ),
+    "number without end": (
+        ["STEPS=%A**99", "A=%B**99", "B=9**99"],
+        "",
+        "STEPS (command line): cannot compute a number of 31069 bits ** 99: numbers are at most 1000 bits long",
+    ),
     "endless power": (
         ["STEPS=9**9**9"],
         "",

@@ -1,7 +1,5 @@
 """Two answers to a prompt, of which people prefer one (Ouyang et al. 2022, section 3.5)."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
@@ -45,8 +43,6 @@ class PreferenceTask(Task):
         fields = dict(zip(self.field_names, tokenizer.encode_batch(self.texts(record)), strict=True))
         return Example(fields, {}, 1)
 
-    def predicted(
-        self, outputs: Float[np.ndarray, "rows"], layout: Layout, references: Sequence[int], tokenizer: Tokenizer
-    ) -> list[int]:
+    def predicted(self, outputs: Float[np.ndarray, "rows"], layout: Layout, tokenizer: Tokenizer) -> list[int]:
         """1 where the first of two rows, the preferred answer, scores higher."""
         return (outputs[::2] > outputs[1::2]).astype(int).tolist()

@@ -57,11 +57,7 @@ class TagTask(Task):
         return Example(fields, {}, [n for tokens, n in zip(encoded, numbers, strict=True) if len(tokens)])
 
     def predicted(
-        self,
-        outputs: Float[np.ndarray, "rows length classes"],
-        layout: ExampleRows,
-        references: Sequence[list[int]],
-        tokenizer: Tokenizer,
+        self, outputs: Float[np.ndarray, "rows length classes"], layout: ExampleRows, tokenizer: Tokenizer
     ) -> list[int]:
         """The class of each word of all examples; -1 for what has no room in a row."""
         classes = layout.read(np.arange(layout.num_rows)).field("classes")
