@@ -95,7 +95,7 @@ def test_a_crash_is_recorded_and_the_search_goes_on(asked, found, monkeypatch):
     assert [r.plan and r.plan.source for r in results] == ["compiler", "compiler", "quick", "quick", "quick", None]
     console = Console(width=130, record=True, quiet=False)
     console.print(search_report(results))
-    shown = console.export_text()
+    shown = " ".join(console.export_text().split())
     assert "the compiler failed" in shown
     assert "signal 11" in shown
     assert shown.count("RunConfig.gradient_accumulation = ") == 2  # the winner's lines and the crash's
