@@ -1,5 +1,7 @@
 """What a plugin, or a binding of a role, may get wrong: one message each."""
 
+import re
+
 import pytest
 
 from t5x_like.commands.main import main
@@ -39,16 +41,18 @@ MINE = ROLE + "@configurable\nclass Mine(Algorithm):\n    def direction(self, la
 
 def test_a_class_of_another_role_is_refused_and_the_fitting_ones_are_listed(plugin, capsys):
     assert main(["train", plugin(MINE), *RUN, "--gin.OptimizerConfig.algorithm=@CosineSchedule()"]) == 2
-    shown = capsys.readouterr().err
-    assert "OptimizerConfig.algorithm must be Algorithm (AdamWConfig, " in shown
-    assert "MuonConfig or Mine), got @CosineSchedule() (command line)" in shown
+    listed = re.search(
+        r"OptimizerConfig.algorithm must be Algorithm \((.*)\), got @CosineSchedule\(\) \(command line\)",
+        capsys.readouterr().err,
+    )
+    assert {"AdamWConfig", "MuonConfig", "Mine"} <= set(re.findall(r"\w+", listed[1]))
+    assert "CosineSchedule" not in listed[1]
 
 
 def test_explain_lists_the_classes_of_a_role(plugin, capsys):
     assert main(["train", plugin(MINE), "--explain=OptimizerConfig.algorithm"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("OptimizerConfig.algorithm: Algorithm (AdamWConfig, AdamConfig, ")
-    assert "MuonConfig or Mine)\n" in shown.splitlines(keepends=True)[0]
+    listed = re.match(r"OptimizerConfig.algorithm: Algorithm \((.*)\)\n", capsys.readouterr().out)
+    assert {"AdamWConfig", "MuonConfig", "Mine"} <= set(re.findall(r"\w+", listed[1]))
 
 
 def test_a_mixture_of_texts_is_refused(tmp_path, capsys):
