@@ -173,7 +173,7 @@ class Experiment:
         """The objective must give the model what it reads, and the head what it is scored by."""
         model, objective = type(self.model).__name__, type(self.data.objective).__name__
         features, suffix = self.data.features, "_input_tokens"
-        reads = {"DecoderConfig": {"decoder"}, "EncoderConfig": {"encoder"}}.get(model, {"encoder", "decoder"})
+        reads = {"encoder", "decoder"} if self.model.reads_inputs else {self.model.features}
         given = {name.removesuffix(suffix) for name in features if name.endswith(suffix)}
         if reads != given:
             raise UserError(
@@ -207,7 +207,7 @@ class Experiment:
         values = {
             "RunConfig.gradient_accumulation": (self.run.gradient_accumulation, 1),
             "DataConfig.batch_size": (self.data.batch_size, self.data.batch_size // 2 * 2),
-            "the number of Mixture.sources": (len(self.data.tasks), 1),
+            "The number of Mixture.sources": (len(self.data.tasks), 1),
         }
         for name, (value, fitting) in values.items():
             if value != fitting:

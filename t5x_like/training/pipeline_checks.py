@@ -8,7 +8,7 @@ from absl import logging
 
 from t5x_like.errors import UserError
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import EncoderDecoderConfig, ModelConfig
+from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.logical import RULES
 from t5x_like.sharding.pipeline.gpipe import bubble, num_ticks
 from t5x_like.training.experiment import Experiment
@@ -61,7 +61,7 @@ def _check_layers(name: str, stack: StackConfig, stages: int) -> None:
 
 def _check_loss_inside(model: ModelConfig) -> None:
     """Refuses 1F1B where the loss of a microbatch is not the last thing that one stack computes."""
-    if isinstance(model, EncoderDecoderConfig):
+    if model.reads_inputs:
         raise UserError(
             "PipelineConfig.schedule is 1f1b, which an encoder-decoder cannot run: all of the decoder waits for the "
             "encoder's last stage. Use gpipe."

@@ -188,9 +188,9 @@ def test_it_runs_stacked_in_a_scan(x):
     assert logical_axes(stacked)["router"]["balance_bias"] == ("layers", "router")
     graphdef, _ = split(stacked)
     params = jax.tree.map(lambda *a: jnp.stack(a), *(split(module)[1] for module in modules))
-    y, stats = jax.lax.scan(lambda x, params: merge(graphdef, params)(x), x, params)
-    expected, first = modules[0](x)
-    expected, second = modules[1](expected)
+    y, stats = jax.lax.scan(lambda x, params: merge(graphdef, params)(x, toy.context(x)), x, params)
+    expected, first = modules[0](x, toy.context(x))
+    expected, second = modules[1](expected, toy.context(x))
     np.testing.assert_allclose(y, expected, atol=1e-5)
     np.testing.assert_allclose(stats.load, [first.load, second.load], atol=1e-6)
 
