@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
+from t5x_like.kernels.attention.attention import BACKENDS
 from t5x_like.kernels.attention.block_sizes import TUNINGS
-from t5x_like.kernels.attention.door import BACKENDS
 from t5x_like.kernels.attention.gpu_block_sizes import FLOAT32, GPU_TUNINGS, MOSAIC, GpuBlocks
 from t5x_like.kernels.grouped_matmul import door as grouped
 from t5x_like.kernels.grouped_matmul import tile_sizes

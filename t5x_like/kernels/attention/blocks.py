@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.masks import MaskSpec
 
 
@@ -40,12 +39,6 @@ def pad(array: Array, axis: int, multiple: int, value: float | Literal["edge"] =
 def consecutive(offset: int, length: int) -> Int[np.ndarray, "1 length"]:
     """Positions known while tracing, so that block ranges of the mask are known too."""
     return offset + np.arange(length, dtype=np.int32)[None]
-
-
-def known_offsets(call: AttentionCall) -> tuple[int, int] | None:
-    """The offsets of the call if they are known while tracing."""
-    known = call.offsets is not None and all(isinstance(offset, int) for offset in call.offsets)
-    return call.offsets if known else None
 
 
 def padded_tokens(tokens: Tokens, q_block: int, kv_block: int) -> Tokens:

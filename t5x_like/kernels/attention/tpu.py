@@ -13,7 +13,6 @@ from t5x_like.kernels.attention.blocks import (
     Tokens,
     block_ranges,
     consecutive,
-    known_offsets,
     pad,
     padded_tokens,
 )
@@ -49,12 +48,21 @@ def tpu_attention(
     call: AttentionCall,
 ) -> tuple[Float[Array, "batch q_length heads v_dim"], Float[Array, "batch q_length heads"]]:
     """Attention by Pallas kernels. See `attention` for the arguments."""
-    offsets = known_offsets(call)
-    spec, table = call.relative_bias or (None, None)
+    offsets = call.known_offsets
+    table = call.table
     exact = table is not None or call.sinks is not None
-    plan = Plan(call.mask, call.scale, call.soft_cap, spec, offsets, call.offsets is None, exact, tuning(target_chip()))
+    plan = Plan(
+        call.mask,
+        call.scale,
+        call.soft_cap,
+        call.relative_bias,
+        offsets,
+        call.offsets is None,
+        exact,
+        tuning(target_chip()),
+    )
     slopes = None if call.alibi_slopes is None else call.alibi_slopes.astype(jnp.float32)
-    fixed = _Fixed(None if offsets else call.positions, call.segment_ids, call.offsets or (0, 0), slopes)
+    fixed = _Fixed(None if offsets else call.each_position, call.segment_ids, call.offsets or (0, 0), slopes)
     q, k, v = (array.swapaxes(1, 2) for array in (call.q, call.k, call.v))
     o, lse = _attend(plan, (q, k, v, table), fixed, None if call.sinks is None else call.sinks[:, None])
     return o.swapaxes(1, 2), lse.swapaxes(1, 2)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention import triton_backward, triton_forward
 from t5x_like.kernels.attention.biases import relative_bias
-from t5x_like.kernels.attention.blocks import Tokens, consecutive, known_offsets, pad, padded_tokens
+from t5x_like.kernels.attention.blocks import Tokens, consecutive, pad, padded_tokens
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks, gpu_tuning
@@ -52,13 +52,13 @@ def run(
     attend: Callable, call: AttentionCall
 ) -> tuple[Float[Array, "batch q_length heads v_dim"], Float[Array, "batch q_length heads"]]:
     """Gives the arrays of a call to a function of `flash.differentiable`."""
-    offsets = known_offsets(call)
-    spec, table = call.relative_bias or (None, None)
+    offsets = call.known_offsets
+    table = call.table
     plan = Plan(
         mask=call.mask,
         scale=call.scale,
         soft_cap=call.soft_cap,
-        relative_bias=spec,
+        relative_bias=call.relative_bias,
         offsets=offsets,
         given_positions=call.offsets is None,
         tuning=gpu_tuning(target_chip(), max(call.q.shape[3], call.v.shape[3]), call.q.dtype),
@@ -66,7 +66,7 @@ def run(
         exact_output=table is not None or call.sinks is not None,
     )
     slopes = None if call.alibi_slopes is None else call.alibi_slopes.astype(jnp.float32)
-    fixed = Fixed(None if offsets else call.positions, call.segment_ids, call.offsets or (0, 0), slopes)
+    fixed = Fixed(None if offsets else call.each_position, call.segment_ids, call.offsets or (0, 0), slopes)
     return attend(plan, (call.q, call.k, call.v, table), fixed, call.sinks)
 
 
