@@ -1,4 +1,4 @@
-"""Attention behind one door; see attention.py."""
+"""Attention; see attention.py."""
 
 from t5x_like.kernels.attention.attention import attention
 from t5x_like.kernels.attention.biases import RelativeBias

@@ -19,13 +19,13 @@ from t5x_like.kernels.attention.blocks import (
     block_ranges,
     consecutive,
     merge_batch,
-    pad,
     padded_tokens,
 )
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.logits import MASK_VALUE, attention_logits
 from t5x_like.kernels.attention.masks import MaskSpec, allowed
+from t5x_like.kernels.padding import pad
 from t5x_like.kernels.randomness import fold_in, keep
 
 CHUNK = 512

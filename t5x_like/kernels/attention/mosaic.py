@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from t5x_like.kernels.attention import mosaic_backward, mosaic_forward, triton
-from t5x_like.kernels.attention.blocks import Tokens, consecutive, pad, padded_tokens
+from t5x_like.kernels.attention.blocks import Tokens, consecutive, padded_tokens
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks, mosaic_tuning
 from t5x_like.kernels.attention.triton_tiles import Plan, make_visits
+from t5x_like.kernels.padding import pad
 
 
 def mosaic_attention(

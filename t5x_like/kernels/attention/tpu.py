@@ -13,13 +13,13 @@ from t5x_like.kernels.attention.blocks import (
     Tokens,
     block_ranges,
     consecutive,
-    pad,
     padded_tokens,
 )
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.tpu_specs import SUBLANES, Context, Scalars
 from t5x_like.kernels.attention.tpu_tiles import Plan, make_strip
+from t5x_like.kernels.padding import pad
 from t5x_like.kernels.target import target_chip
 
 NEVER = 1e30

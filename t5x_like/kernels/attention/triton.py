@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention import triton_backward, triton_forward
 from t5x_like.kernels.attention.biases import relative_bias
-from t5x_like.kernels.attention.blocks import Tokens, consecutive, pad, padded_tokens
+from t5x_like.kernels.attention.blocks import Tokens, consecutive, padded_tokens
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks, gpu_tuning
 from t5x_like.kernels.attention.triton_tiles import Biases, Plan, Side, make_visits
+from t5x_like.kernels.padding import pad
 from t5x_like.kernels.target import interpreted, target_chip
 
 NEVER = 1e30
