@@ -18,11 +18,12 @@ import jax.numpy as jnp
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
+from t5x_like.kernels.attention.attention import BACKENDS
 from t5x_like.kernels.attention.block_sizes import TUNINGS
-from t5x_like.kernels.attention.door import BACKENDS
 from t5x_like.kernels.attention.gpu_block_sizes import FLOAT32, GPU_TUNINGS, MOSAIC, GpuBlocks
-from t5x_like.kernels.grouped_matmul import door as grouped
 from t5x_like.kernels.grouped_matmul import tile_sizes
+from t5x_like.kernels.grouped_matmul.grouped_matmul import BACKENDS as GROUPED_BACKENDS
+from t5x_like.kernels.grouped_matmul.grouped_matmul import Call
 from t5x_like.kernels.target import compiling_for
 
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
@@ -131,11 +132,11 @@ def grouped_backends_table() -> str:
         shapes = ((8, 4), (2, 4, 3))
         arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
         with compiling_for(chips.get(backend, "cpu")):
-            refusal = grouped.BACKENDS[backend].refusal(grouped.Call(*arrays, jax.ShapeDtypeStruct((2,), jnp.int32), 1))
+            refusal = GROUPED_BACKENDS[backend].refusal(Call(*arrays, jax.ShapeDtypeStruct((2,), jnp.int32), 1))
         return refusal or "yes"
 
-    rows = [[name, *(answer(b, name) for b in grouped.BACKENDS)] for name in ("bfloat16", "float16", "float32")]
-    return table(["", *(f"`{name}`" for name in grouped.BACKENDS)], rows)
+    rows = [[name, *(answer(b, name) for b in GROUPED_BACKENDS)] for name in ("bfloat16", "float16", "float32")]
+    return table(["", *(f"`{name}`" for name in GROUPED_BACKENDS)], rows)
 
 
 def tile_sizes_table() -> str:

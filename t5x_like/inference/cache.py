@@ -5,11 +5,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
+from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.models.block import BlockConfig, BlockState
 from t5x_like.models.context import Attend, TokenInfo
 from t5x_like.models.mixers.cache import Cache
 from t5x_like.models.stack import StackConfig, States
-from t5x_like.sharding.attention import attention
+from t5x_like.sharding.attention import attend
 
 
 def empty_states(stack: StackConfig, d_model: int, dtype: str, batch_size: int, max_length: int) -> States:
@@ -34,16 +35,16 @@ def attend_cached(index: Int[Array, ""], start: Int[Array, "batch"], max_length:
     """
     kv_index = jnp.broadcast_to(jnp.arange(max_length, dtype=jnp.int32), (start.shape[0], max_length))
 
-    def attend(q, k, v, state: Cache, *, tokens: TokenInfo, **options):
+    def attend_to_cache(call: AttentionCall, state: Cache, tokens: TokenInfo):
         state = Cache(
-            lax.dynamic_update_slice_in_dim(state.key, k.astype(state.key.dtype), index, axis=1),
-            lax.dynamic_update_slice_in_dim(state.value, v.astype(state.value.dtype), index, axis=1),
+            lax.dynamic_update_slice_in_dim(state.key, call.k.astype(state.key.dtype), index, axis=1),
+            lax.dynamic_update_slice_in_dim(state.value, call.v.astype(state.value.dtype), index, axis=1),
         )
-        q_index = jnp.broadcast_to(index + jnp.arange(q.shape[1], dtype=jnp.int32), q.shape[:2])
+        q_index = jnp.broadcast_to(index + jnp.arange(call.q.shape[1], dtype=jnp.int32), call.q.shape[:2])
         positions = q_index - start[:, None], kv_index - start[:, None]
         segment_ids = tuple((side >= 0).astype(jnp.int32) for side in positions)
+        call = call.replace(k=state.key, v=state.value, segment_ids=segment_ids, positions=positions)
         # The backend that the configuration names is for training; a step of decoding has a single query.
-        options["backend"] = "auto"
-        return attention(q, state.key, state.value, segment_ids=segment_ids, positions=positions, **options), state
+        return attend(call.replace(backend="auto"))[0], state
 
-    return attend
+    return attend_to_cache

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_like.kernels.attention.biases import RelativeBias
-from t5x_like.sharding.attention import attention
+from t5x_like.kernels.attention.call import AttentionCall
+from t5x_like.sharding.attention import attend
 
 
 class TokenInfo(NamedTuple):
@@ -61,48 +62,34 @@ class Bias:
     alibi_slopes: Float[Array, "heads"] | None = None
     spec: RelativeBias | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def options(self) -> dict[str, Any]:
-        if self.spec is not None:
-            return {"relative_bias": (self.spec, self.table)}
-        return {} if self.alibi_slopes is None else {"alibi_slopes": self.alibi_slopes}
+    def added_to(self, call: AttentionCall) -> AttentionCall:
+        return call.replace(relative_bias=self.spec, table=self.table, alibi_slopes=self.alibi_slopes)
 
 
 class Attend(Protocol):
-    """The core of a self-attention layer: queries, keys and values of new tokens in, their outputs and state out.
+    """The core of a self-attention layer: a call with queries, keys and values of new tokens in, outputs and state out.
 
     Training attends among the new tokens and has no state (None); decoding also reads and writes the layer's cache.
-    `options` are the layer's own arguments for `sharding.attention.attention`.
     """
 
     def __call__(
-        self,
-        q: Float[Array, "batch length heads head_dim"],
-        k: Float[Array, "batch length kv_heads head_dim"],
-        v: Float[Array, "batch length kv_heads v_dim"],
-        state: Any,
-        *,
-        tokens: TokenInfo,
-        **options: Any,
+        self, call: AttentionCall, state: Any, tokens: TokenInfo
     ) -> tuple[Float[Array, "batch length heads v_dim"], Any]: ...
 
 
 def attend_within(
-    q: Float[Array, "batch length heads head_dim"],
-    k: Float[Array, "batch length kv_heads head_dim"],
-    v: Float[Array, "batch length kv_heads v_dim"],
-    state: Any,
-    *,
-    tokens: TokenInfo,
-    **options: Any,
+    call: AttentionCall, state: Any, tokens: TokenInfo
 ) -> tuple[Float[Array, "batch length heads v_dim"], Any]:
     """Attention among the tokens of a batch: the `Attend` of training."""
     segments = keys = tokens.segment_ids
     if tokens.key_mask is not None:
         segments = jnp.ones_like(tokens.key_mask) if segments is None else segments
         keys = segments * tokens.key_mask
-    segment_ids = None if segments is None else (segments, keys)
-    positions = None if tokens.order is None else (tokens.order, tokens.order)
-    return attention(q, k, v, segment_ids=segment_ids, positions=positions, **options), state
+    if segments is not None:
+        call = call.replace(segment_ids=(segments, keys))
+    if tokens.order is not None:
+        call = call.replace(positions=(tokens.order, tokens.order))
+    return attend(call)[0], state
 
 
 @jax.tree_util.register_dataclass

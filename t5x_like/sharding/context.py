@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, Shaped
 
+from t5x_like.kernels.attention.attention import attend
+from t5x_like.kernels.attention.call import AttentionCall, Side
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.sharding.logical import constrain, length_shards
 from t5x_like.sharding.placement import current
 from t5x_like.sharding.ring import Result, Ring, ring_attention
-from t5x_like.sharding.token_runs import AXIS, Heads, Options, Side, attend, from_zigzag, pieces, to_zigzag
+from t5x_like.sharding.token_runs import AXIS, from_zigzag, pieces, to_zigzag
 
 _in_zigzag = jax.make_user_context(False)
 
@@ -62,33 +64,31 @@ def places(length: int, mask: MaskSpec) -> Int[Array, "1 length"]:
     return to_zigzag(places, length_shards()) if lies_in_zigzag(mask) else places
 
 
-def attend_to_all(options: Options, queries: Side, keys: Side, heads: Heads, count: int, *, pipelined: bool) -> Result:
+def attend_to_all(call: AttentionCall, count: int, *, pipelined: bool) -> Result:
     """Attention of this device's queries to the keys of all devices; inside `jax.shard_map`.
 
     Args:
-      options: of the call.
-      queries: this device's; `positions`, if a number, is that of the first query of all.
-      keys: likewise.
-      heads: see `Heads`; with `ulysses` those of this device's share of the heads.
+      call: of this device's queries and keys; a position that is a number is that of the first of all. What belongs
+        to heads is, with `ulysses`, of this device's share of them.
       count: devices that share the length.
       pipelined: whether this runs in a stage of a pipeline. Then nothing is sent from neighbour to neighbour: XLA
         counts the devices of all stages in, and those of a stage that waits would be missed for ever.
     """
     method = current().context.method
-    in_zigzag = lies_in_zigzag(options.mask)
+    in_zigzag = lies_in_zigzag(call.mask)
     if method == "ulysses":
-        return _ulysses(options, queries, keys, heads)
-    window = _halo_window(options.mask, queries, keys, in_zigzag)
+        return _ulysses(call)
+    window = _halo_window(call, in_zigzag)
     if window is not None and not pipelined:
-        return _halo(options, queries, keys, heads, count, in_zigzag, window)
+        return _halo(call, count, in_zigzag, window)
     if method == "ring":
-        return ring_attention(Ring(options, count, in_zigzag), queries, keys, heads)
+        return ring_attention(Ring(count, in_zigzag), call)
     # The backward pass gathers keys and values again rather than keep them whole.
     again = jax.checkpoint(
-        functools.partial(_all_gather, options, count, in_zigzag),
+        functools.partial(_all_gather, count, in_zigzag),
         policy=jax.checkpoint_policies.save_only_these_names("attention"),
     )
-    return again(queries, keys, heads)
+    return again(call)
 
 
 @jax.custom_vjp
@@ -105,33 +105,33 @@ def _gather_backward(_, gradient):
 _gather.defvjp(lambda array: (_gather(array), None), _gather_backward)
 
 
-def _all_gather(options: Options, count: int, in_zigzag: bool, queries: Side, keys: Side, heads: Heads) -> Result:
-    keys = keys.map(_gather)
+def _all_gather(count: int, in_zigzag: bool, call: AttentionCall) -> Result:
+    keys = call.keys.map(_gather)
     if in_zigzag and keys.consecutive:
         keys = keys.map(lambda a: from_zigzag(a, count))
-    runs = pieces(queries, lax.axis_index(AXIS), count, in_zigzag)
-    return _joined([attend(options, run, keys, heads) for run in runs])
+    runs = pieces(call.queries, lax.axis_index(AXIS), count, in_zigzag)
+    return _joined([attend(call.between(run, keys)) for run in runs])
 
 
 def _joined(results: list[Result]) -> Result:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *results)
 
 
-def _ulysses(options: Options, queries: Side, keys: Side, heads: Heads) -> Result:
+def _ulysses(call: AttentionCall) -> Result:
     swap = lambda a, split, join: lax.all_to_all(a, AXIS, split, join, tiled=True)
 
     def all_tokens(side: Side) -> Side:
         arrays = tuple(swap(a, 2, 1) for a in side.arrays)
         return side._replace(arrays=()).map(_gather)._replace(arrays=arrays)
 
-    o, lse = attend(options, all_tokens(queries), all_tokens(keys), heads)
+    o, lse = attend(call.between(all_tokens(call.queries), all_tokens(call.keys)))
     return swap(o, 1, 2), swap(lse, 1, 2)
 
 
-def _halo_window(mask: MaskSpec, queries: Side, keys: Side, in_zigzag: bool) -> tuple[int, int] | None:
+def _halo_window(call: AttentionCall, in_zigzag: bool) -> tuple[int, int] | None:
     """How many keys before and after a piece its queries may see; None if that may be more than the next piece has."""
-    known = isinstance(queries.positions, int) and isinstance(keys.positions, int)
-    if not known or queries.positions != keys.positions or queries.length != keys.length:
+    mask, offsets, length = call.mask, call.known_offsets, call.keys.length
+    if offsets is None or offsets[0] != offsets[1] or call.queries.length != length:
         return None
     within_chunk = [] if mask.chunk is None else [mask.chunk - 1]
     before, after = mask.window
@@ -139,16 +139,14 @@ def _halo_window(mask: MaskSpec, queries: Side, keys: Side, in_zigzag: bool) -> 
     after = min([*within_chunk, *([] if after is None else [after])], default=None)
     if mask.causal and mask.prefix is None:
         after = 0
-    size = keys.length // (2 if in_zigzag else 1)
+    size = length // (2 if in_zigzag else 1)
     return None if before is None or after is None or max(before, after) > size else (before, after)
 
 
-def _halo(
-    options: Options, queries: Side, keys: Side, heads: Heads, count: int, in_zigzag: bool, window: tuple[int, int]
-) -> Result:
+def _halo(call: AttentionCall, count: int, in_zigzag: bool, window: tuple[int, int]) -> Result:
     index = lax.axis_index(AXIS)
-    q_pieces, kv_pieces = (pieces(side, index, count, in_zigzag) for side in (queries, keys))
-    if keys.segment_ids is None:  # they mark what lies before the row's beginning or after its end as padding
+    q_pieces, kv_pieces = (pieces(side, index, count, in_zigzag) for side in (call.queries, call.keys))
+    if call.segment_ids is None:  # they mark what lies before the row's beginning or after its end as padding
         ones = lambda side: side._replace(segment_ids=jnp.ones(side.arrays[0].shape[:2], jnp.int32))
         q_pieces, kv_pieces = map(ones, q_pieces), [ones(piece) for piece in kv_pieces]
     before, after = window
@@ -162,7 +160,7 @@ def _halo(
         arrays, ids = (
             jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *(part[i] for part in parts)) for i in (0, 2)
         )
-        results.append(attend(options, run, Side(arrays, own.positions - before, ids), heads))
+        results.append(attend(call.between(run, Side(arrays, own.positions - before, ids))))
     return _joined(results)
 
 

@@ -15,50 +15,50 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from t5x_like.kernels.attention.attention import attend
+from t5x_like.kernels.attention.call import AttentionCall, Side
 from t5x_like.kernels.attention.logits import MASK_VALUE
-from t5x_like.sharding.token_runs import AXIS, Heads, Options, Side, attend, may_attend, pieces
+from t5x_like.sharding.token_runs import AXIS, may_attend, pieces
 
 Result = tuple[Float[Array, "batch length heads v_dim"], Float[Array, "batch length heads"]]
 """Output and log-sum-exp, both float32."""
 
 
 class Ring(NamedTuple):
-    """The static part of a call: its options, the number of devices, and whether tokens lie in zigzag order."""
+    """The number of devices, and whether tokens lie in zigzag order."""
 
-    options: Options
     count: int
     in_zigzag: bool
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def ring_attention(ring: Ring, queries: Side, keys: Side, heads: Heads) -> Result:
+def ring_attention(ring: Ring, call: AttentionCall) -> Result:
     """Attention of this device's queries to the keys of all; inside `jax.shard_map`."""
-    return _forward(ring, queries, keys, heads)[0]
+    return _forward(ring, call)[0]
 
 
-def _forward(ring: Ring, queries: Side, keys: Side, heads: Heads):
-    q = queries.arrays[0]
-    shape = (*q.shape[:3], keys.arrays[1].shape[3])
+def _forward(ring: Ring, call: AttentionCall):
+    shape = (*call.q.shape[:3], call.v.shape[3])
     result = (jnp.zeros(shape, jnp.float32), jnp.full(shape[:3], MASK_VALUE, jnp.float32))
 
     def step(carry, i):
         keys, result = carry
         # Both leave the barrier together: so the scheduler cannot put the transfer after the computation.
-        return lax.optimization_barrier((_send(keys, ring), _visit(ring, i, queries, keys, heads, result))), None
+        return lax.optimization_barrier((_send(keys, ring), _visit(ring, i, call, keys, result))), None
 
-    (keys_last, result), _ = lax.scan(step, (keys, result), jnp.arange(ring.count - 1))
-    o, lse = _visit(ring, ring.count - 1, queries, keys_last, heads, result)
-    o, lse = checkpoint_name(o.astype(q.dtype), "attention"), checkpoint_name(lse, "attention")
-    return (o, lse), (queries, keys, heads, o, lse)
+    (keys_last, result), _ = lax.scan(step, (call.keys, result), jnp.arange(ring.count - 1))
+    o, lse = _visit(ring, ring.count - 1, call, keys_last, result)
+    o, lse = checkpoint_name(o.astype(call.q.dtype), "attention"), checkpoint_name(lse, "attention")
+    return (o, lse), (call, o, lse)
 
 
 def _backward(ring: Ring, saved, gradient: Result):
-    queries, keys, heads, o, lse = saved
+    call, o, lse = saved
     do, dlse = gradient
     do = do.astype(jnp.float32)
     delta = jnp.sum(o.astype(jnp.float32) * do, axis=-1) - dlse
     wide = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), tree)
-    visit = functools.partial(_visit_backward, ring, queries=queries, heads=heads, outer=(do, lse, delta))
+    visit = functools.partial(_visit_backward, ring, call, outer=(do, lse, delta))
 
     def step(carry, i):
         keys, dkeys, mine = carry
@@ -67,19 +67,15 @@ def _backward(ring: Ring, saved, gradient: Result):
         (next_keys, arrived), (added, mine) = lax.optimization_barrier((sent, visit(i, keys=keys, mine=mine)))
         return (next_keys, _plus(arrived, added), mine), None
 
-    start = (keys, wide(keys.arrays), wide((queries.arrays, heads)))
+    start = (call.keys, wide(call.keys.arrays), wide((call.q, call.table)))
     (last, dkeys, mine), _ = lax.scan(step, start, jnp.arange(ring.count - 1))
     arrived, (added, mine) = lax.optimization_barrier(
         (_send(dkeys, ring), visit(jnp.int32(ring.count - 1), keys=last, mine=mine))
     )
     dkeys = _send(_plus(arrived, added), ring)
-    dq, dheads = mine
-    narrow = lambda sums, arrays: jax.tree.map(lambda s, a: s.astype(a.dtype), sums, arrays)
-    return (
-        Side(narrow(dq, queries.arrays), None, None),
-        Side(narrow(dkeys, keys.arrays), None, None),
-        narrow(dheads, heads),
-    )
+    sums = {"q": mine[0], "k": dkeys[0], "v": dkeys[1], "table": mine[1]}
+    narrow = {name: None if a is None else a.astype(getattr(call, name).dtype) for name, a in sums.items()}
+    return (call.replace(**narrow, positions=None, segment_ids=None, alibi_slopes=None),)
 
 
 ring_attention.defvjp(_forward, _backward)
@@ -103,62 +99,60 @@ def _put(arrays: tuple[Array, ...], rows: slice, new: tuple[Array, ...]) -> tupl
     return jax.tree.map(lambda a, b: a.at[:, rows].set(b), arrays, new)
 
 
-def _pairs(ring: Ring, i: Int[Array, ""], queries: Side, keys: Side):
-    """(slice of the queries, slice of the keys, queries, keys) for all pieces that meet at step i."""
+def _pairs(ring: Ring, i: Int[Array, ""], call: AttentionCall, keys: Side):
+    """(slice of the queries, slice of the keys, call between them) for all pieces that meet at step i."""
     index = lax.axis_index(AXIS)
-    q_pieces = pieces(queries, index, ring.count, ring.in_zigzag)
+    q_pieces = pieces(call.queries, index, ring.count, ring.in_zigzag)
     kv_pieces = pieces(keys, (index - i) % ring.count, ring.count, ring.in_zigzag)
     for row, q_piece in enumerate(q_pieces):
         for column, kv_piece in enumerate(kv_pieces):
             rows = slice(row * q_piece.length, (row + 1) * q_piece.length)
             columns = slice(column * kv_piece.length, (column + 1) * kv_piece.length)
-            yield rows, columns, q_piece, kv_piece
+            yield rows, columns, call.between(q_piece, kv_piece)
 
 
-def _unless_empty(ring: Ring, q_piece: Side, kv_piece: Side, compute, otherwise):
-    wanted = may_attend(ring.options.mask, q_piece, kv_piece)
+def _unless_empty(piece: AttentionCall, compute, otherwise):
+    wanted = may_attend(piece)
     return compute(otherwise) if wanted is None else lax.cond(wanted, compute, lambda x: x, otherwise)
 
 
-def _visit(ring: Ring, i: Int[Array, ""], queries: Side, keys: Side, heads: Heads, result: Result) -> Result:
+def _visit(ring: Ring, i: Int[Array, ""], call: AttentionCall, keys: Side, result: Result) -> Result:
     """Merges the attention to the keys that are here at step i into `result`."""
-    for rows, _, q_piece, kv_piece in _pairs(ring, i, queries, keys):
+    for rows, _, piece in _pairs(ring, i, call, keys):
 
-        def compute(result, q_piece=q_piece, kv_piece=kv_piece):
+        def compute(result, piece=piece):
             o, lse = result
-            o_new, lse_new = attend(ring.options, q_piece, kv_piece, heads)
+            o_new, lse_new = attend(piece)
             total = jnp.logaddexp(lse, lse_new)
             weigh = lambda o, lse: o.astype(jnp.float32) * jnp.exp(lse - total)[..., None]
             return weigh(o, lse) + weigh(o_new, lse_new), total
 
-        part = _unless_empty(ring, q_piece, kv_piece, compute, _cut(result, rows))
+        part = _unless_empty(piece, compute, _cut(result, rows))
         result = _put(result, rows, part)
     return result
 
 
-def _visit_backward(ring: Ring, i: Int[Array, ""], *, queries: Side, keys: Side, heads: Heads, outer, mine):
-    """The gradients that come from the keys here at step i: of these keys, and `mine` with those of queries and heads.
+def _visit_backward(ring: Ring, call: AttentionCall, i: Int[Array, ""], *, keys: Side, outer, mine):
+    """The gradients that come from the keys here at step i: of these keys, and `mine` with those of queries and table.
 
     With the weight w = exp(lse_i - lse) of the partial result (o_i, lse_i) in the whole, the gradient of o_i is w * do
     and that of lse_i is w * (sum(do * o_i) - delta), where delta is sum(do * o) less the gradient of lse.
     """
     dkeys = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), keys.arrays)
-    for rows, columns, q_piece, kv_piece in _pairs(ring, i, queries, keys):
+    for rows, columns, piece in _pairs(ring, i, call, keys):
         do, lse, delta = _cut(outer, rows)
 
-        def compute(sums, q_piece=q_piece, kv_piece=kv_piece, do=do, lse=lse, delta=delta):
-            run = lambda q, kv, heads: attend(
-                ring.options, q_piece._replace(arrays=q), kv_piece._replace(arrays=kv), heads
-            )
-            (o_i, lse_i), pull = jax.vjp(run, q_piece.arrays, kv_piece.arrays, heads)
+        def compute(sums, piece=piece, do=do, lse=lse, delta=delta):
+            run = lambda q, kv, table: attend(piece.replace(q=q, k=kv[0], v=kv[1], table=table))
+            (o_i, lse_i), pull = jax.vjp(run, piece.q, (piece.k, piece.v), piece.table)
             weight = jnp.exp(lse_i - lse)
             do_i = weight[..., None] * do
             dlse_i = jnp.sum(do_i * o_i.astype(jnp.float32), axis=-1) - weight * delta
             return _plus(sums, pull((do_i.astype(o_i.dtype), dlse_i)))
 
-        dq, dheads = mine
-        sums = (_cut(dq, rows), _cut(dkeys, columns), dheads)
-        new_dq, new_dkeys, dheads = _unless_empty(ring, q_piece, kv_piece, compute, sums)
-        mine = (_put(dq, rows, new_dq), dheads)
+        dq, dtable = mine
+        sums = (_cut(dq, rows), _cut(dkeys, columns), dtable)
+        new_dq, new_dkeys, dtable = _unless_empty(piece, compute, sums)
+        mine = (_put(dq, rows, new_dq), dtable)
         dkeys = _put(dkeys, columns, new_dkeys)
     return dkeys, mine

@@ -1,61 +1,14 @@
-"""A device's share of the tokens, as runs of consecutive ones, and attention between two such runs."""
+"""A device's share of the tokens, as runs of consecutive ones, and whether two such runs have to do with each other."""
 
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
-from t5x_like.kernels.attention import door
-from t5x_like.kernels.attention.biases import RelativeBias
 from t5x_like.kernels.attention.blocks import Tokens, overlap_of_mask, overlap_of_segments
+from t5x_like.kernels.attention.call import AttentionCall, Side
 from t5x_like.kernels.attention.masks import MaskSpec
 
 AXIS = "sequence"
 """The axis of the mesh that splits the length."""
-
-
-class Options(NamedTuple):
-    """The static arguments of a call of attention."""
-
-    mask: MaskSpec
-    relative_bias: RelativeBias | None
-    other: tuple[tuple[str, Any], ...]  # arguments that every piece passes on as they are: scale, soft_cap, backend
-
-
-class Heads(NamedTuple):
-    """What a call of attention knows of each head."""
-
-    table: Float[Array, "heads num_buckets"] | None = None
-    alibi_slopes: Float[Array, "heads"] | None = None
-
-
-class Side(NamedTuple):
-    """The queries of a call, or its keys and values.
-
-    Attributes:
-      arrays: (q,) or (k, v), [batch, length, heads, head_dim].
-      positions: [#batch, length], or the position of the first token where the others follow it.
-      segment_ids: as in `attention`.
-    """
-
-    arrays: tuple[Array, ...]
-    positions: door.Side
-    segment_ids: Int[Array, "batch length"] | None
-
-    @property
-    def length(self) -> int:
-        return self.arrays[0].shape[1]
-
-    @property
-    def consecutive(self) -> bool:
-        return jnp.ndim(self.positions) == 0
-
-    def map(self, function) -> "Side":
-        """Applies `function` to all arrays with a length, which is their second dim."""
-        change = lambda tree: jax.tree.map(function, tree)
-        positions = self.positions if self.consecutive else function(self.positions)
-        return Side(change(self.arrays), positions, change(self.segment_ids))
 
 
 def to_zigzag(array: Shaped[Array, "batch length ..."], count: int) -> Shaped[Array, "batch length ..."]:
@@ -88,34 +41,12 @@ def pieces(side: Side, index: Int[Array, ""], count: int, in_zigzag: bool) -> li
     return [run._replace(positions=side.positions + start * size) for run, start in zip(runs, starts, strict=True)]
 
 
-def attend(
-    options: Options, queries: Side, keys: Side, heads: Heads
-) -> tuple[Float[Array, "batch q_length heads v_dim"], Float[Array, "batch q_length heads"]]:
-    """Attention and its log-sum-exp between two runs of tokens, on one device."""
-    table = None if options.relative_bias is None else (options.relative_bias, heads.table)
-    ids = (queries.segment_ids, keys.segment_ids)
-    return door.attention(
-        *queries.arrays,
-        *keys.arrays,
-        mask=options.mask,
-        relative_bias=table,
-        alibi_slopes=heads.alibi_slopes,
-        positions=(queries.positions, keys.positions),
-        segment_ids=None if ids[0] is None else ids,
-        return_lse=True,
-        **dict(options.other),
-    )
-
-
-def may_attend(mask: MaskSpec, queries: Side, keys: Side) -> Bool[Array, ""] | None:
+def may_attend(call: AttentionCall) -> Bool[Array, ""] | None:
     """Whether any query may attend to any key; None if there is no rule that could forbid it."""
-    if mask == MaskSpec() and queries.segment_ids is None:
+    if call.mask == MaskSpec() and call.segment_ids is None:
         return None
-    positions = tuple(
-        side.positions + jnp.arange(side.length)[None] if side.consecutive else side.positions
-        for side in (queries, keys)
-    )
-    some = overlap_of_mask(mask, Tokens(positions, None), queries.length, keys.length).some
-    if queries.segment_ids is not None:
-        some = some & overlap_of_segments((queries.segment_ids, keys.segment_ids), queries.length, keys.length).some
+    lengths = (call.queries.length, call.keys.length)
+    some = overlap_of_mask(call.mask, Tokens(call.each_position, None), *lengths).some
+    if call.segment_ids is not None:
+        some = some & overlap_of_segments(call.segment_ids, *lengths).some
     return some.any()

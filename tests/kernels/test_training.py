@@ -8,8 +8,8 @@ import pytest
 
 from t5x_like.config import parse_config
 from t5x_like.data.build import build_data
-from t5x_like.kernels.attention.door import BACKENDS as attention_backends
-from t5x_like.kernels.grouped_matmul.door import BACKENDS as grouped_backends
+from t5x_like.kernels.attention.attention import BACKENDS as attention_backends
+from t5x_like.kernels.grouped_matmul.grouped_matmul import BACKENDS as grouped_backends
 from t5x_like.models.feedforward.moe import DroplessConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.sharding.logical import on_devices

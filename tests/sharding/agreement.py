@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_like.kernels.attention import MaskSpec, attention
+from t5x_like.kernels.attention import MaskSpec
+from t5x_like.kernels.attention.attention import attend
+from t5x_like.kernels.attention.call import call_of
 from t5x_like.kernels.attention.logits import MASK_VALUE
 from t5x_like.sharding import attention as sharded
 from t5x_like.sharding import context
@@ -30,7 +32,7 @@ def packed(length: int, batch: int = 2) -> np.ndarray:
     return ids
 
 
-def results(attend, trained: dict[str, np.ndarray], options: dict[str, Any], zigzag: int | None = None):
+def results(attention, trained: dict[str, np.ndarray], options: dict[str, Any], zigzag: int | None = None):
     """Compiles the call and its gradients; `zigzag`: devices in whose order the tokens are to lie inside."""
 
     def loss(trained):
@@ -41,7 +43,7 @@ def results(attend, trained: dict[str, np.ndarray], options: dict[str, Any], zig
             given |= {name: to_zigzag(given[name], zigzag) for name in "qkv"}
             if "segment_ids" in given:
                 given["segment_ids"] = tuple(to_zigzag(jnp.asarray(ids), zigzag) for ids in given["segment_ids"])
-        o, lse = attend(**given, return_lse=True)
+        o, lse = attention(call_of(**given, return_lse=True))
         if zigzag:
             o, lse = from_zigzag(o, zigzag), from_zigzag(lse, zigzag)
         weights = np.random.default_rng(2).normal(size=o.shape).astype(np.float32)
@@ -59,9 +61,9 @@ def check(sizes: dict[str, int], trained: dict[str, np.ndarray], options: dict[s
     balanced = causal and config.balance and config.method != "ulysses" and sizes.get("sequence", 1) > 1
     zigzag = sizes["sequence"] if balanced else None
     with Placement(mesh, config).use(), context._in_zigzag(balanced):
-        program = results(sharded.attention, trained, options, zigzag)
+        program = results(sharded.attend, trained, options, zigzag)
         ours = jax.device_get(program(trained))
-    expected = jax.device_get(results(attention, trained, options)(trained))
+    expected = jax.device_get(results(attend, trained, options)(trained))
     for one, other in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one[1], other, atol=1e-5 * max(1, np.abs(other).max()), err_msg=str(one[0]))
     return program.as_text()

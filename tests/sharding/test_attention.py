@@ -10,6 +10,7 @@ import pytest
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention
+from t5x_like.kernels.attention.call import AttentionCall, call_of
 from t5x_like.kernels.target import compiling_for
 from t5x_like.sharding import attention as sharded
 from t5x_like.sharding.mesh import MESH_AXES, MeshConfig, build_mesh
@@ -74,7 +75,7 @@ def test_dropout_drops_the_same_on_every_mesh():
     call = {**arrays(16), "mask": CAUSAL, "dropout_rate": 0.5, "dropout_key": jax.random.key(0)}
     expected = jax.jit(lambda: attention(**call))()
     with jax.set_mesh(build_mesh(MeshConfig(data=2, tensor=4))):
-        ours = jax.jit(lambda: sharded.attention(**call))()
+        ours = jax.jit(lambda: sharded.attend(call_of(**call))[0])()
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -95,7 +96,7 @@ def in_stages(mesh, x, method):
 
     def stage(x):
         q = x[0]
-        return sharded.attention(q, q, q, mask=MaskSpec(causal=True, window=(4, None)))[None]
+        return sharded.attend(AttentionCall(q, q, q, mask=MaskSpec(causal=True, window=(4, None))))[0][None]
 
     spec = jax.sharding.PartitionSpec("stage")
     run = jax.shard_map(stage, in_specs=spec, out_specs=spec, axis_names={"stage"}, check_vma=False)
@@ -122,5 +123,5 @@ def test_kernels_are_compiled_for_each_device_of_a_tpu():
     mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     q = jax.ShapeDtypeStruct((2, 256, 2, 128), jnp.bfloat16)
     with compiling_for("v5p"), jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.make_jaxpr(lambda q: sharded.attention(q, q, q, mask=CAUSAL))(q)
+        traced = jax.make_jaxpr(lambda q: sharded.attend(AttentionCall(q, q, q, mask=CAUSAL))[0])(q)
     assert "pallas_call" in str(traced)

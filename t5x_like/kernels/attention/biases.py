@@ -105,13 +105,14 @@ def alibi_slopes(num_heads: int) -> Float[np.ndarray, "heads"]:
 
 
 def position_bias(
-    parameters: tuple[RelativeBias, Float[Array, "heads num_buckets"]] | None,
+    spec: RelativeBias | None,
+    table: Float[Array, "heads num_buckets"] | None,
     alibi_slopes: Float[Array, "heads"] | None,
     positions: tuple[Int[Array, "#batch q_length"], Int[Array, "#batch kv_length"]],
 ) -> Float[Array, "#batch heads q_length kv_length"] | None:
     """The sum of both biases, for those that are given."""
     relative = positions[1][:, None, :] - positions[0][:, :, None]
-    bias = None if parameters is None else jnp.moveaxis(relative_bias(*parameters, relative), 0, 1)
+    bias = None if spec is None else jnp.moveaxis(relative_bias(spec, table, relative), 0, 1)
     if alibi_slopes is None:
         return bias
     linear = alibi(alibi_slopes[:, None, None], relative[:, None])

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-LANES = 128
-"""Blocks are multiples of this."""
+from t5x_like.kernels.tuning import LANES, VMEM, split_evenly, vmem_limit_bytes
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Tuning:
 
     @property
     def vmem_limit_bytes(self) -> int:
-        """What a kernel may use: most of it, as spilled registers need some."""
-        return self.vmem_mib * 2**20 * 3 // 4
+        return vmem_limit_bytes(self.vmem_mib)
 
     def resident_keys(self, bytes_per_key: int) -> int:
         """Keys whose gradients may stay in vector memory during the backward pass: a third of it is theirs."""
@@ -64,11 +62,11 @@ class Tuning:
 LONG = 8192
 
 TUNINGS: dict[str, Tuning] = {
-    "v4": Tuning(BlockSizes(512, 512, 256), BlockSizes(512, 512, 256), BlockSizes(256, 512, 256), 16),
-    "v5e": Tuning(BlockSizes(1024, 1024, 512), BlockSizes(1024, 2048, 512), BlockSizes(1024, 1024, 512), 128),
-    "v5p": Tuning(BlockSizes(1024, 1024, 256), BlockSizes(2048, 1024, 256), BlockSizes(1024, 1024, 256), 64),
-    "v6e": Tuning(BlockSizes(1024, 1024, 512), BlockSizes(2048, 2048, 512), BlockSizes(1024, 1024, 512), 128),
-    "v7x": Tuning(BlockSizes(1024, 1024, 512), BlockSizes(2048, 2048, 512), BlockSizes(1024, 1024, 512), 64),
+    "v4": Tuning(BlockSizes(512, 512, 256), BlockSizes(512, 512, 256), BlockSizes(256, 512, 256), VMEM["v4"]),
+    "v5e": Tuning(BlockSizes(1024, 1024, 512), BlockSizes(1024, 2048, 512), BlockSizes(1024, 1024, 512), VMEM["v5e"]),
+    "v5p": Tuning(BlockSizes(1024, 1024, 256), BlockSizes(2048, 1024, 256), BlockSizes(1024, 1024, 256), VMEM["v5p"]),
+    "v6e": Tuning(BlockSizes(1024, 1024, 512), BlockSizes(2048, 2048, 512), BlockSizes(1024, 1024, 512), VMEM["v6e"]),
+    "v7x": Tuning(BlockSizes(1024, 1024, 512), BlockSizes(2048, 2048, 512), BlockSizes(1024, 1024, 512), VMEM["v7x"]),
 }
 """By chip (see target.py). An entry may be replaced before tracing. No entry was timed for these kernels."""
 
@@ -76,9 +74,3 @@ TUNINGS: dict[str, Tuning] = {
 def tuning(chip: str) -> Tuning:
     """The table's entry; a chip that is not in it gets the smallest."""
     return TUNINGS.get(chip, TUNINGS["v4"])
-
-
-def split_evenly(length: int, largest: int) -> int:
-    """The size of the fewest equal blocks that cover `length`."""
-    num_blocks = -(-length // largest)
-    return -(-length // (num_blocks * LANES)) * LANES

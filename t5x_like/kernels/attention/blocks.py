@@ -1,13 +1,13 @@
 """Queries and keys in blocks: which pairs of blocks have work to do, from the mask's rules and the segments."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.masks import MaskSpec
+from t5x_like.kernels.padding import pad
 
 
 class Overlap(NamedTuple):
@@ -27,25 +27,9 @@ class Tokens(NamedTuple):
     segment_ids: tuple[Int[Array, "#batch q_length"], Int[Array, "#batch kv_length"]] | None
 
 
-def pad(array: Array, axis: int, multiple: int, value: float | Literal["edge"] = 0) -> Array:
-    """`array` with `axis` brought to a multiple of `multiple`, by `value`, or by its last entry ("edge")."""
-    missing = -array.shape[axis] % multiple
-    if not missing:
-        return array
-    widths = [(0, missing if i == axis else 0) for i in range(array.ndim)]
-    xp = np if isinstance(array, np.ndarray) else jnp
-    return xp.pad(array, widths, mode="edge") if value == "edge" else xp.pad(array, widths, constant_values=value)
-
-
 def consecutive(offset: int, length: int) -> Int[np.ndarray, "1 length"]:
     """Positions known while tracing, so that block ranges of the mask are known too."""
     return offset + np.arange(length, dtype=np.int32)[None]
-
-
-def known_offsets(call: AttentionCall) -> tuple[int, int] | None:
-    """The offsets of the call if they are known while tracing."""
-    known = call.offsets is not None and all(isinstance(offset, int) for offset in call.offsets)
-    return call.offsets if known else None
 
 
 def padded_tokens(tokens: Tokens, q_block: int, kv_block: int) -> Tokens:

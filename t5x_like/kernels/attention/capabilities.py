@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 
-from t5x_like.kernels.attention.blocks import known_offsets
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.target import HOPPER, target_chip, target_platform
 
@@ -47,7 +46,7 @@ def tpu_refusal(call: AttentionCall) -> str | None:
             f"it runs on TPU, and this program is for {target_chip()}": target_platform() != "tpu",
             **_kernel_limits(call, dtypes=("bfloat16", "float32")),
             f"its relative bias reaches {TPU_MAX_DISTANCE} positions at most": (
-                call.relative_bias is not None and call.relative_bias[0].max_distance > TPU_MAX_DISTANCE
+                call.relative_bias is not None and call.relative_bias.max_distance > TPU_MAX_DISTANCE
             ),
         }
     )
@@ -77,7 +76,7 @@ def triton_refusal(call: AttentionCall) -> str | None:
             f"it runs on GPU, and this program is for {target_chip()}": target_platform() != "gpu",
             **_kernel_limits(call, dtypes=("bfloat16", "float16", "float32")),
             f"its relative bias reaches {TRITON_MAX_DISTANCE} positions at most": (
-                call.relative_bias is not None and call.relative_bias[0].max_distance > TRITON_MAX_DISTANCE
+                call.relative_bias is not None and call.relative_bias.max_distance > TRITON_MAX_DISTANCE
             ),
         }
     )
@@ -103,7 +102,7 @@ def cudnn_refusal(call: AttentionCall) -> str | None:
             "it has neither chunks nor a prefix": mask.chunk is not None or mask.prefix is not None,
             "its window is for causal masks": mask.window != (None, None) and not mask.causal,
             "its masks need queries and keys at the same positions from the same number on": (
-                hides and (q_length != kv_length or (offsets := known_offsets(call)) is None or len(set(offsets)) > 1)
+                hides and (q_length != kv_length or (offsets := call.known_offsets) is None or len(set(offsets)) > 1)
             ),
             f"it needs one dtype, bfloat16 or float16, and was given {', '.join(given)}": (
                 given not in (["bfloat16"], ["float16"])

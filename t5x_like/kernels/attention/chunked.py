@@ -18,15 +18,14 @@ from t5x_like.kernels.attention.blocks import (
     Tokens,
     block_ranges,
     consecutive,
-    known_offsets,
     merge_batch,
-    pad,
     padded_tokens,
 )
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
 from t5x_like.kernels.attention.logits import MASK_VALUE, attention_logits
 from t5x_like.kernels.attention.masks import MaskSpec, allowed
+from t5x_like.kernels.padding import pad
 from t5x_like.kernels.randomness import fold_in, keep
 
 CHUNK = 512
@@ -57,10 +56,9 @@ def chunked_attention(
     """Attention in chunks of CHUNK queries and keys. See `attention` for the arguments."""
     _, _, q_length, kv_length = call.scores
     q_chunk, kv_chunk = min(CHUNK, q_length), min(CHUNK, kv_length)
-    spec, table = call.relative_bias or (None, None)
-    plan = _Plan(call.mask, call.scale, call.soft_cap, spec, call.dropout_rate, q_chunk, kv_chunk)
-    offsets = known_offsets(call)
-    positions = call.positions if offsets is None else tuple(map(consecutive, offsets, (q_length, kv_length)))
+    plan = _Plan(call.mask, call.scale, call.soft_cap, call.relative_bias, call.dropout_rate, q_chunk, kv_chunk)
+    offsets = call.known_offsets
+    positions = call.each_position if offsets is None else tuple(map(consecutive, offsets, (q_length, kv_length)))
     tokens = padded_tokens(Tokens(positions, call.segment_ids), q_chunk, kv_chunk)
     ranges = merge_batch(block_ranges(call.mask, tokens, q_chunk, kv_chunk))
     fixed = _Fixed(jax.tree.map(jnp.asarray, tokens), ranges, call.alibi_slopes, call.dropout_key)
@@ -69,7 +67,7 @@ def chunked_attention(
         pad(array.swapaxes(1, 2), 2, chunk)
         for array, chunk in ((call.q, q_chunk), (call.k, kv_chunk), (call.v, kv_chunk))
     )
-    o, lse = _attend(plan, (q, k, v, table), fixed, None if call.sinks is None else call.sinks[:, None])
+    o, lse = _attend(plan, (q, k, v, call.table), fixed, None if call.sinks is None else call.sinks[:, None])
     return o.swapaxes(1, 2)[:, :q_length], lse.swapaxes(1, 2)[:, :q_length]
 
 
@@ -95,8 +93,7 @@ def _logits(
     """The logits of query chunk i and key chunk j."""
     products = _grouped("bkth,bksh->bkts", q, k)
     tokens = _chunk_of(plan, fixed.tokens, i, j)
-    parameters = None if table is None else (plan.relative_bias, table)
-    bias = position_bias(parameters, fixed.alibi_slopes, tokens.positions)
+    bias = position_bias(plan.relative_bias, table, fixed.alibi_slopes, tokens.positions)
     mask = allowed(plan.mask, tokens.positions, tokens.segment_ids)[:, None]
     return attention_logits(products, mask, bias, scale=plan.scale, soft_cap=plan.soft_cap)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks
 from t5x_like.kernels.attention.logits import through_soft_cap
@@ -30,20 +30,8 @@ from t5x_like.kernels.attention.mosaic_tiles import (
     tile_logits,
     visits_of,
 )
-from t5x_like.kernels.attention.triton_tiles import Plan, visit_all
-
-
-class Inputs(NamedTuple):
-    """What either kernel reads; lengths are whole blocks."""
-
-    q: Float[Any, "batch q_length heads head_dim"]
-    k: Float[Any, "batch kv_length kv_heads head_dim"]
-    v: Float[Any, "batch kv_length kv_heads head_dim"]
-    do: Float[Any, "batch q_length heads head_dim"]
-    lse: Float[Any, "batch heads q_length"]
-    delta: Float[Any, "batch heads q_length"]
-    visits: Int[Any, "one blocks 6"]
-    offsets: Int[Any, "2"]
+from t5x_like.kernels.attention.prepared import Inputs, Plan
+from t5x_like.kernels.attention.triton_tiles import visit_all
 
 
 class _QueryScratch(NamedTuple):
@@ -100,7 +88,7 @@ def _q_kernel(plan, blocks, kv_length, group, inputs: Inputs, dq_ref, scratch: _
         for source, place in ((inputs.lse, own.lse), (inputs.delta, own.delta)):
             plgpu.copy_gmem_to_smem(source.at[batch, head, mine], place, here)
         plgpu.barrier_wait(here)
-        starts = (inputs.offsets[0] + start, inputs.offsets[1])
+        starts = (inputs.context.offsets[0] + start, inputs.context.offsets[1])
         dq = _sum_over_keys(plan, blocks, kv_length, visits, own, starts)
         own.q[...] = (dq * plan.scale).astype(own.q.dtype)
         plgpu.commit_smem()
@@ -164,7 +152,7 @@ def _kv_kernel(plan, blocks, kv_length, group, inputs: Inputs, dk_ref, dv_ref, s
         plgpu.copy_gmem_to_smem(inputs.k.at[mine], own.k, here)
         plgpu.copy_gmem_to_smem(inputs.v.at[mine], own.v, here)
         plgpu.barrier_wait(here)
-        tile = Tile(inputs.offsets[0], inputs.offsets[1] + start, kv_length - start, keys_are_rows=True)
+        tile = Tile(inputs.context.offsets[0], inputs.context.offsets[1] + start, kv_length - start, keys_are_rows=True)
         dk, dv = _sum_over_queries(plan, blocks, group, visits, own, tile)
         own.k[...] = (dk * plan.scale).astype(own.k.dtype)
         own.v[...] = dv.astype(own.v.dtype)

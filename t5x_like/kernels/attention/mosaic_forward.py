@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks
 from t5x_like.kernels.attention.logits import MASK_VALUE
@@ -28,17 +28,8 @@ from t5x_like.kernels.attention.mosaic_tiles import (
     stream,
     tile_logits,
 )
-from t5x_like.kernels.attention.triton_tiles import Plan, visit_all
-
-
-class Inputs(NamedTuple):
-    """What the kernel reads; lengths are whole blocks."""
-
-    q: Float[Any, "batch q_length heads head_dim"]
-    k: Float[Any, "batch kv_length kv_heads head_dim"]
-    v: Float[Any, "batch kv_length kv_heads head_dim"]
-    visits: Int[Any, "one q_blocks 6"]
-    offsets: Int[Any, "2"]
+from t5x_like.kernels.attention.prepared import Inputs, Plan
+from t5x_like.kernels.attention.triton_tiles import visit_all
 
 
 class _Scratch(NamedTuple):
@@ -94,7 +85,7 @@ def _kernel(plan, blocks, kv_length, group, inputs: Inputs, o_ref, lse_ref, scra
         q, lse = scratch.q.at[warpgroup], scratch.lse.at[warpgroup]
         plgpu.copy_gmem_to_smem(inputs.q.at[batch, mine, head], q, scratch.q_here.at[warpgroup])
         plgpu.barrier_wait(scratch.q_here.at[warpgroup])
-        starts = (inputs.offsets[0] + start, inputs.offsets[1])
+        starts = (inputs.context.offsets[0] + start, inputs.context.offsets[1])
         state = _attend(plan, blocks, kv_length, visits, q, scratch, starts)
         empty = state.total == 0.0
         total = jnp.where(empty, 1.0, state.total)

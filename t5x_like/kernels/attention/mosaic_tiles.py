@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -13,16 +14,18 @@ from jaxtyping import Array, Float, Int
 from t5x_like.kernels.attention.logits import attention_logits
 from t5x_like.kernels.attention.masks import position_rules
 from t5x_like.kernels.attention.mosaic_products import interpretation
-from t5x_like.kernels.attention.triton_tiles import Plan, Visits, visit_all
+from t5x_like.kernels.attention.prepared import Inputs, Plan
+from t5x_like.kernels.attention.triton_tiles import Visits, visit_all
 
 COMPUTE = 2
 """Warpgroups that compute; the one after them copies."""
 
 
-def launch(body: Callable, inputs: Any, out_type: Any, scratch: Any, grid: tuple[int, int, int], interpreted: bool):
+def launch(body: Callable, inputs: Inputs, out_type: Any, scratch: Any, grid: tuple[int, int, int], interpreted: bool):
     """Runs body(inputs, *outputs, scratch) on a grid of heads, blocks and batch, with all warpgroups in a program."""
+    arrays, tree = jax.tree.flatten(inputs)
     run = plgpu.kernel(
-        lambda *refs: body(type(inputs)(*refs[: len(inputs)]), *refs[len(inputs) :]),
+        lambda *refs: body(tree.unflatten(refs[: len(arrays)]), *refs[len(arrays) :]),
         out_type=out_type,
         scratch_types=[scratch],
         grid=grid,
@@ -32,7 +35,7 @@ def launch(body: Callable, inputs: Any, out_type: Any, scratch: Any, grid: tuple
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         interpret=interpretation(interpreted),
     )
-    return run(*inputs)
+    return run(*arrays)
 
 
 def split_work(compute: Any, copy: Any):
@@ -101,12 +104,12 @@ def stream(stages: int, *blocks: tuple[tuple[int, ...], Any]) -> Stream:
     )
 
 
-def visits_of(inputs: Any, block: Array) -> Visits:
+def visits_of(inputs: Inputs, block: Array) -> Visits:
     """The blocks of the other side with work for a block."""
-    return Visits(*(inputs.visits[0, block, field] for field in range(6)))
+    return Visits(*(inputs.context.visits[0, block, field] for field in range(6)))
 
 
-def query_block(inputs: Any, group: int) -> tuple[tuple[Array, Array, Array], Array, Visits]:
+def query_block(inputs: Inputs, group: int) -> tuple[tuple[Array, Array, Array], Array, Visits]:
     """Where a program of the query blocks is: batch, query head and its key head; its block; that block's visits."""
     head, block, batch = (lax.axis_index(name) for name in ("head", "block", "batch"))
     # The last queries first: under a causal mask they have the most work.
@@ -114,7 +117,7 @@ def query_block(inputs: Any, group: int) -> tuple[tuple[Array, Array, Array], Ar
     return (batch, head, lax.div(head, jnp.int32(group))), i, visits_of(inputs, i)
 
 
-def copy_keys(inputs: Any, visits: Visits, batch: Array, kv_head: Array, keys: Stream, values: Stream):
+def copy_keys(inputs: Inputs, visits: Visits, batch: Array, kv_head: Array, keys: Stream, values: Stream):
     """Brings all blocks of keys and values with work."""
     length = keys.places[0].shape[1]
 

@@ -28,7 +28,7 @@ def reference_attention(
     q, k, v = (array.swapaxes(1, 2) for array in (call.q, call.k, call.v))
     q = q.reshape(batch, num_kv_heads, group * q_length, -1)
 
-    mask = allowed(call.mask, _fold(call.positions, group), _fold(call.segment_ids, group))[:, None]
+    mask = allowed(call.mask, _fold(call.each_position, group), _fold(call.segment_ids, group))[:, None]
     products = jnp.einsum("bkth,bksh->bkts", q, k, preferred_element_type=jnp.float32)
     logits = attention_logits(products, mask, _bias(call), scale=call.scale, soft_cap=call.soft_cap)
     if call.sinks is not None:  # one more key, with a logit of its own and no value
@@ -54,7 +54,7 @@ def _fold(pair: tuple[Array, Array] | None, group: int) -> tuple[Array, Array] |
 
 def _bias(call: AttentionCall) -> Float[Array, "#batch kv_heads group_q_length #kv_length"] | None:
     """All biases together, the query heads of a key head folded into the query length."""
-    bias = position_bias(call.relative_bias, call.alibi_slopes, call.positions)
+    bias = position_bias(call.relative_bias, call.table, call.alibi_slopes, call.each_position)
     if call.bias is not None:
         general = call.bias.astype(jnp.float32)
         bias = general if bias is None else bias + general

@@ -1,82 +1,44 @@
 """Attention on TPU: prepares arrays for the Pallas kernels in tpu_forward.py and tpu_backward.py."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t5x_like.kernels.attention import tpu_backward, tpu_forward
 from t5x_like.kernels.attention.block_sizes import BlockSizes, tuning
-from t5x_like.kernels.attention.blocks import (
-    Ranges,
-    Tokens,
-    block_ranges,
-    consecutive,
-    known_offsets,
-    pad,
-    padded_tokens,
-)
+from t5x_like.kernels.attention.blocks import Ranges, Tokens, block_ranges
 from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.flash import differentiable
+from t5x_like.kernels.attention.prepared import Fixed, Plan, in_blocks, prepare, tokens_in_blocks
 from t5x_like.kernels.attention.tpu_specs import SUBLANES, Context, Scalars
-from t5x_like.kernels.attention.tpu_tiles import Plan, make_strip
+from t5x_like.kernels.attention.tpu_tiles import make_strip
 from t5x_like.kernels.target import target_chip
-
-NEVER = 1e30
-"""Log-sum-exp of a padded query: its weights are exactly 0."""
-
-
-class _Fixed(NamedTuple):
-    """Arrays without gradients; positions are None where `Plan.offsets` has them."""
-
-    positions: tuple[Int[Array, "#batch q_length"], Int[Array, "#batch kv_length"]] | None
-    segment_ids: tuple[Int[Array, "batch q_length"], Int[Array, "batch kv_length"]] | None
-    offsets: tuple[Int[Array, ""], Int[Array, ""]]
-    alibi_slopes: Float[Array, "heads"] | None
-
-
-class _Layout(NamedTuple):
-    """A call in blocks."""
-
-    sizes: BlockSizes
-    ranges: Ranges
-    scalars: Scalars
-    context: Context
 
 
 def tpu_attention(
     call: AttentionCall,
 ) -> tuple[Float[Array, "batch q_length heads v_dim"], Float[Array, "batch q_length heads"]]:
-    """Attention by Pallas kernels. See `attention` for the arguments."""
-    offsets = known_offsets(call)
-    spec, table = call.relative_bias or (None, None)
-    exact = table is not None or call.sinks is not None
-    plan = Plan(call.mask, call.scale, call.soft_cap, spec, offsets, call.offsets is None, exact, tuning(target_chip()))
-    slopes = None if call.alibi_slopes is None else call.alibi_slopes.astype(jnp.float32)
-    fixed = _Fixed(None if offsets else call.positions, call.segment_ids, call.offsets or (0, 0), slopes)
+    """Attention by Pallas kernels."""
+    plan, fixed = prepare(call, tuning(target_chip()))
     q, k, v = (array.swapaxes(1, 2) for array in (call.q, call.k, call.v))
-    o, lse = _attend(plan, (q, k, v, table), fixed, None if call.sinks is None else call.sinks[:, None])
+    o, lse = _attend(plan, (q, k, v, call.table), fixed, None if call.sinks is None else call.sinks[:, None])
     return o.swapaxes(1, 2), lse.swapaxes(1, 2)
 
 
 def _layout(
     plan: Plan,
     sizes: BlockSizes,
-    fixed: _Fixed,
+    fixed: Fixed,
     lengths: tuple[int, int],
     strip: Float[Array, "heads 1 two_reach"] | None,
-) -> _Layout:
-    positions = fixed.positions
-    if positions is None:
-        positions = tuple(map(consecutive, plan.offsets, lengths))
-    tokens = padded_tokens(Tokens(positions, fixed.segment_ids), sizes.q, sizes.kv)
+) -> tuple[Ranges, Scalars, Context]:
+    tokens = tokens_in_blocks(plan, fixed, lengths, sizes.q, sizes.kv)
     ranges = block_ranges(plan.mask, tokens, sizes.q, sizes.kv)
     scalars = Scalars(ranges.table.reshape(-1), jnp.asarray([*fixed.offsets, 0], jnp.int32))
     q_rows = kv_rows = None
     if plan.given_positions or tokens.segment_ids is not None:
         q_rows, kv_rows = (_rows(tokens, side) for side in (0, 1))
-    return _Layout(sizes, ranges, scalars, Context(q_rows, kv_rows, strip, fixed.alibi_slopes))
+    return ranges, scalars, Context(q_rows, kv_rows, strip, fixed.alibi_slopes)
 
 
 def _rows(tokens: Tokens, side: int) -> Int[Array, "#batch 8 length"]:
@@ -87,18 +49,18 @@ def _rows(tokens: Tokens, side: int) -> Int[Array, "#batch 8 length"]:
     return jnp.pad(pair, ((0, 0), (0, SUBLANES - 2), (0, 0)))
 
 
-def _forward(plan: Plan, trained: tuple, fixed: _Fixed):
-    q, k, v, table = trained
+def _forward(plan: Plan, trained: tuple, fixed: Fixed):
+    q, k, _, table = trained
     q_length, kv_length = q.shape[2], k.shape[2]
     sizes = plan.tuning.forward_for(plan.mask.span(max(q_length, kv_length))).fit(q_length, kv_length)
     strip = None if table is None else make_strip(plan, sizes, table)
-    layout = _layout(plan, sizes, fixed, (q_length, kv_length), strip)
-    inputs = tpu_forward.Inputs(pad(q, 2, sizes.q), pad(k, 2, sizes.kv), pad(v, 2, sizes.kv), layout.context)
-    o, lse = tpu_forward.forward(plan, sizes, layout.ranges, layout.scalars, inputs)
+    ranges, scalars, context = _layout(plan, sizes, fixed, (q_length, kv_length), strip)
+    inputs = in_blocks(trained, context, None, axis=2, q_block=sizes.q, kv_block=sizes.kv)
+    o, lse = tpu_forward.forward(plan, sizes, ranges, scalars, inputs)
     return o[:, :, :q_length], lse[:, :, 0, :q_length]
 
 
-def _backward(plan: Plan, trained: tuple, fixed: _Fixed, lse: Array, delta: Array, do: Array):
+def _backward(plan: Plan, trained: tuple, fixed: Fixed, lse: Array, delta: Array, do: Array):
     q, k, v, table = trained
     q_length, kv_length = q.shape[2], k.shape[2]
     sizes = plan.tuning.backward.fit(q_length, kv_length)
@@ -107,17 +69,10 @@ def _backward(plan: Plan, trained: tuple, fixed: _Fixed, lse: Array, delta: Arra
     if table is not None:
         strip, pull_strip = jax.vjp(lambda table: make_strip(plan, sizes, table), table)
     whole = part_blocks * num_parts * sizes.kv
-    layout = _layout(plan, sizes, fixed, (q_length, kv_length), strip)
-    inputs = tpu_backward.Inputs(
-        q=pad(q, 2, sizes.q),
-        k=pad(k, 2, whole),
-        v=pad(v, 2, whole),
-        do=pad(do, 2, sizes.q),
-        lse=pad(lse, 2, sizes.q, NEVER)[:, :, None],
-        delta=pad(delta, 2, sizes.q)[:, :, None],
-        context=layout.context,
-    )
-    gradients = tpu_backward.backward(plan, sizes, layout.ranges, layout.scalars, inputs, part_blocks)
+    ranges, scalars, context = _layout(plan, sizes, fixed, (q_length, kv_length), strip)
+    inputs = in_blocks(trained, context, (do, lse, delta), axis=2, q_block=sizes.q, kv_block=whole)
+    inputs = inputs._replace(lse=inputs.lse[:, :, None], delta=inputs.delta[:, :, None])
+    gradients = tpu_backward.backward(plan, sizes, ranges, scalars, inputs, part_blocks)
     dq = gradients.q[:, :, :q_length].astype(q.dtype)
     dtable = None if table is None else pull_strip(gradients.strip.sum(axis=0))[0]
     return dq, gradients.k[:, :, :kv_length], gradients.v[:, :, :kv_length], dtable

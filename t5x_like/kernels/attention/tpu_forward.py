@@ -12,18 +12,10 @@ from jaxtyping import Array, Float
 from t5x_like.kernels.attention.block_sizes import BlockSizes
 from t5x_like.kernels.attention.blocks import Ranges
 from t5x_like.kernels.attention.logits import MASK_VALUE
-from t5x_like.kernels.attention.tpu_specs import Context, Place, Scalars, Specs, read_range
-from t5x_like.kernels.attention.tpu_tiles import Plan, make_step, tile_logits
+from t5x_like.kernels.attention.prepared import Inputs, Plan
+from t5x_like.kernels.attention.tpu_specs import Place, Scalars, Specs, read_range
+from t5x_like.kernels.attention.tpu_tiles import make_step, tile_logits
 from t5x_like.kernels.dot import dot
-
-
-class Inputs(NamedTuple):
-    """What the kernel reads; lengths are whole blocks."""
-
-    q: Float[Any, "batch heads q_length head_dim"]
-    k: Float[Any, "batch kv_heads kv_length head_dim"]
-    v: Float[Any, "batch kv_heads kv_length v_dim"]
-    context: Context
 
 
 class _State(NamedTuple):

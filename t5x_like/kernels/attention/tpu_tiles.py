@@ -4,7 +4,6 @@ Tiles of scores have keys as rows and queries as columns: what belongs to a quer
 is then one row, 32 bits per query in memory, and is reduced and spread over rows, which costs no lane shuffles.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,29 +11,12 @@ from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from t5x_like.kernels.attention.biases import RelativeBias, alibi, relative_bias
-from t5x_like.kernels.attention.block_sizes import LANES, BlockSizes, Tuning
+from t5x_like.kernels.attention.biases import alibi, relative_bias
+from t5x_like.kernels.attention.block_sizes import LANES, BlockSizes
 from t5x_like.kernels.attention.logits import attention_logits
-from t5x_like.kernels.attention.masks import MaskSpec, position_rules, segment_rules
+from t5x_like.kernels.attention.masks import position_rules, segment_rules
+from t5x_like.kernels.attention.prepared import Plan
 from t5x_like.kernels.attention.tpu_specs import SUBLANES, Context
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The static part of a call.
-
-    `offsets` are the first positions, if known while tracing; `given_positions`: they come as arrays; `exact_output`:
-    the forward pass leaves its output in float32.
-    """
-
-    mask: MaskSpec
-    scale: float
-    soft_cap: float | None
-    relative_bias: RelativeBias | None
-    offsets: tuple[int, int] | None
-    given_positions: bool
-    exact_output: bool
-    tuning: Tuning
 
 
 class Step(NamedTuple):
@@ -68,13 +50,13 @@ def make_step(plan: Plan, sizes: BlockSizes, span: tuple, block: Array, i: Array
 def _is_far(plan: Plan, sizes: BlockSizes, q_start: Array, kv_start: Array) -> Bool[Array, ""]:
     """Whether the relative bias is one number in the whole block."""
     ahead = q_start - kv_start
-    limit = plan.relative_bias.max_distance
+    limit = plan.reach
     return (ahead - sizes.kv >= limit) | (ahead + sizes.q <= -limit)
 
 
 def _reach(plan: Plan, sizes: BlockSizes) -> int:
     """Half the length of the strip: a tile anywhere, moved to where the bias is constant, must lie in it."""
-    return -(-(plan.relative_bias.max_distance + sizes.compute + sizes.q) // LANES) * LANES
+    return -(-(plan.reach + sizes.compute + sizes.q) // LANES) * LANES
 
 
 def make_strip(
@@ -87,7 +69,7 @@ def make_strip(
 
 def _strip_start(plan: Plan, sizes: BlockSizes, ahead: Array) -> Int[Array, ""]:
     """Where in the strip a tile begins, whose first query is `ahead` of its first key."""
-    limit = plan.relative_bias.max_distance
+    limit = plan.reach
     ahead = jnp.clip(ahead, -(limit + sizes.q), limit + sizes.compute)
     return ahead - sizes.compute + _reach(plan, sizes)
 

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks
 from t5x_like.kernels.attention.logits import through_soft_cap
+from t5x_like.kernels.attention.prepared import Inputs, Plan
 from t5x_like.kernels.attention.triton_specs import Specs
 from t5x_like.kernels.attention.triton_tiles import (
-    Biases,
-    Plan,
-    Side,
     Tile,
     Visits,
     dot,
@@ -32,21 +30,6 @@ from t5x_like.kernels.attention.triton_tiles import (
     visit_all,
     zeros,
 )
-
-
-class Inputs(NamedTuple):
-    """What either kernel reads; lengths are whole blocks."""
-
-    q: Float[Any, "batch q_length heads head_dim"]
-    k: Float[Any, "batch kv_length kv_heads head_dim"]
-    v: Float[Any, "batch kv_length kv_heads v_dim"]
-    do: Float[Any, "batch q_length heads v_dim"]
-    lse: Float[Any, "batch heads q_length"]
-    delta: Float[Any, "batch heads q_length"]
-    visits: Int[Any, "#batch blocks 6"]
-    queries: Side
-    keys: Side
-    biases: Biases
 
 
 class StripSums(NamedTuple):
@@ -63,7 +46,7 @@ class StripSums(NamedTuple):
     after: Float[Any, "batch heads q_length"]
 
     def total(self) -> Float[Array, "heads two_reach_and_one"]:
-        """The gradient of `Biases.strip`."""
+        """The gradient of `Context.strip`."""
         before, after = (part.sum(axis=(0, 2))[:, None] for part in (self.before, self.after))
         band = jnp.sum(self.band, axis=(0, 2), dtype=jnp.float32)
         return jnp.concatenate([before, band[:, 1:], after], axis=1)
@@ -83,10 +66,7 @@ def backward_q(
         do=specs.tokens(blocks.q, inputs.do.shape[3]),
         lse=specs.per_token(blocks.q),
         delta=specs.per_token(blocks.q),
-        visits=specs.visits(inputs.visits),
-        queries=specs.side(inputs.queries),
-        keys=specs.side(inputs.keys),
-        biases=specs.whole(inputs.biases),
+        context=specs.context(inputs.context),
     )
     sums, sum_specs = None, None
     if plan.relative_bias is not None:
@@ -110,16 +90,16 @@ def backward_q(
 
 def _q_kernel(plan: Plan, blocks: GpuBlocks, _, refs: Inputs, sums: StripSums | None, dq_ref: Any):
     i, head = pl.num_programs(0) - 1 - pl.program_id(0), pl.program_id(1)
-    visits = Visits(*(refs.visits[field] for field in range(6)))
+    visits = Visits(*(refs.context.visits[field] for field in range(6)))
     q, do = load(refs.q, slice(None)), load(refs.do, slice(None))
     lse, delta = refs.lse[...][:, None], refs.delta[...][:, None]
 
     def step(carry, j: Array, plain: bool):
         dq, far = carry
         keys = pl.ds(j * blocks.kv, blocks.kv)
-        tile = make_tile(plan, blocks, refs, head, i, j, queries_are_rows=True)
+        tile = make_tile(plan, blocks, refs.context, head, i, j, queries_are_rows=True)
         k = load(refs.k, keys)
-        logits = tile_logits(plan, refs.biases, tile, products(q, k), plain)
+        logits = tile_logits(plan, refs.context, tile, products(q, k), plain)
         weights = jnp.exp(logits - lse)
         dlogits = through_soft_cap(weights * (products(do, load(refs.v, keys)) - delta), logits, plan.soft_cap)
         narrow = dlogits.astype(k[0].dtype)
@@ -172,10 +152,7 @@ def backward_kv(
                 do=specs.group_tokens(inputs.do, group),
                 lse=specs.group_per_token(inputs.lse, group),
                 delta=specs.group_per_token(inputs.delta, group),
-                visits=specs.visits(inputs.visits),
-                queries=specs.side(inputs.queries),
-                keys=specs.side(inputs.keys),
-                biases=specs.whole(inputs.biases),
+                context=specs.context(inputs.context),
             )
         ],
         out_specs=own,
@@ -190,16 +167,16 @@ def backward_kv(
 def _kv_kernel(plan: Plan, blocks: GpuBlocks, group: int, refs: Inputs, dk_ref: Any, dv_ref: Any):
     """Tiles have keys as rows here, so that no tile has to be turned."""
     j, kv_head = pl.program_id(0), pl.program_id(1)
-    visits = Visits(*(refs.visits[field] for field in range(6)))
+    visits = Visits(*(refs.context.visits[field] for field in range(6)))
     k, v = load(refs.k, slice(None)), load(refs.v, slice(None))
 
     def of_head(g: Array, carry):
         def step(carry, i: Array, plain: bool):
             dk, dv = carry
             queries = pl.ds(i * blocks.q, blocks.q)
-            tile = make_tile(plan, blocks, refs, kv_head * group + g, i, j, queries_are_rows=False)
+            tile = make_tile(plan, blocks, refs.context, kv_head * group + g, i, j, queries_are_rows=False)
             q, do = load(refs.q, queries, g), load(refs.do, queries, g)
-            logits = tile_logits(plan, refs.biases, tile, products(k, q), plain)
+            logits = tile_logits(plan, refs.context, tile, products(k, q), plain)
             weights = jnp.exp(logits - refs.lse[g, queries][None, :])
             dlogits = weights * (products(v, do) - refs.delta[g, queries][None, :])
             narrow = through_soft_cap(dlogits, logits, plan.soft_cap).astype(q[0].dtype)

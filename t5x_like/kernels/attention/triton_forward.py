@@ -8,15 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks
 from t5x_like.kernels.attention.logits import MASK_VALUE
+from t5x_like.kernels.attention.prepared import Inputs, Plan
 from t5x_like.kernels.attention.triton_specs import Specs
 from t5x_like.kernels.attention.triton_tiles import (
-    Biases,
-    Plan,
-    Side,
     Visits,
     dot,
     load,
@@ -27,18 +25,6 @@ from t5x_like.kernels.attention.triton_tiles import (
     visit_all,
     zeros,
 )
-
-
-class Inputs(NamedTuple):
-    """What the kernel reads; lengths are whole blocks."""
-
-    q: Float[Any, "batch q_length heads head_dim"]
-    k: Float[Any, "batch kv_length kv_heads head_dim"]
-    v: Float[Any, "batch kv_length kv_heads v_dim"]
-    visits: Int[Any, "#batch q_blocks 6"]
-    queries: Side
-    keys: Side
-    biases: Biases
 
 
 class _State(NamedTuple):
@@ -66,10 +52,7 @@ def forward(
                 q=specs.tokens(blocks.q, head_dim),
                 k=specs.all_tokens(inputs.k),
                 v=specs.all_tokens(inputs.v),
-                visits=specs.visits(inputs.visits),
-                queries=specs.side(inputs.queries),
-                keys=specs.side(inputs.keys),
-                biases=specs.whole(inputs.biases),
+                context=specs.context(inputs.context),
             )
         ],
         out_specs=(specs.tokens(blocks.q, v_dim), specs.per_token(blocks.q)),
@@ -88,13 +71,13 @@ def forward(
 
 def _kernel(plan: Plan, blocks: GpuBlocks, refs: Inputs, o_ref: Any, lse_ref: Any):
     i, head = pl.num_programs(0) - 1 - pl.program_id(0), pl.program_id(1)
-    visits = Visits(*(refs.visits[field] for field in range(6)))
+    visits = Visits(*(refs.context.visits[field] for field in range(6)))
     q = load(refs.q, slice(None))
 
     def step(state: _State, j: Array, plain: bool) -> _State:
         keys = pl.ds(j * blocks.kv, blocks.kv)
-        tile = make_tile(plan, blocks, refs, head, i, j, queries_are_rows=True)
-        logits = tile_logits(plan, refs.biases, tile, products(q, load(refs.k, keys)), plain)
+        tile = make_tile(plan, blocks, refs.context, head, i, j, queries_are_rows=True)
+        logits = tile_logits(plan, refs.context, tile, products(q, load(refs.k, keys)), plain)
         largest = jnp.maximum(state.largest, logits.max(axis=1))
         weights = jnp.exp(logits - largest[:, None])
         rescale = jnp.exp(state.largest - largest)

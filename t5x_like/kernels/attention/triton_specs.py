@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import pallas as pl
 
-from t5x_like.kernels.attention.triton_tiles import Side
+from t5x_like.kernels.attention.triton_tiles import Context
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,18 @@ class Specs:
         """A block of [batch heads length dim]."""
         return self._spec((None, None, block, dim), lambda b, i, h, other: (b, h, i, 0))
 
-    def visits(self, array: Any) -> pl.BlockSpec:
-        return self._spec((None, None, 6), lambda b, i, h, other: (_row(array, b), i, 0))
-
-    def side(self, side: Side) -> Side:
-        spec = lambda array: self._spec((None, array.shape[1]), lambda b, i, h, other: (_row(array, b), 0))
-        return jax.tree.map(spec, side)
-
-    def whole(self, arrays: Any) -> Any:
-        return jax.tree.map(lambda array: pl.BlockSpec(array.shape, lambda *grid: (0,) * array.ndim), arrays)
+    def context(self, context: Context) -> Context:
+        side = lambda array: self._spec((None, array.shape[1]), lambda b, i, h, other: (_row(array, b), 0))
+        whole = lambda array: pl.BlockSpec(array.shape, lambda *grid: (0,) * array.ndim)
+        visits = context.visits
+        return Context(
+            visits=self._spec((None, None, 6), lambda b, i, h, other: (_row(visits, b), i, 0)),
+            offsets=whole(context.offsets),
+            queries=jax.tree.map(side, context.queries),
+            keys=jax.tree.map(side, context.keys),
+            strip=jax.tree.map(whole, context.strip),
+            slopes=jax.tree.map(whole, context.slopes),
+        )
 
 
 def _row(array: Any, b: Any) -> Any:

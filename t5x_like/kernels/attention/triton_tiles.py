@@ -3,7 +3,6 @@
 A head_dim is worked on in parts whose sizes are powers of two, as Triton's arrays must have: 192 is 128 + 64.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Bool, Float, Int
 
-from t5x_like.kernels.attention.biases import RelativeBias, alibi
+from t5x_like.kernels.attention.biases import alibi
 from t5x_like.kernels.attention.blocks import (
     Overlap,
     Tokens,
@@ -22,33 +21,10 @@ from t5x_like.kernels.attention.blocks import (
     range_of,
     run_of,
 )
-from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks, GpuTuning
+from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks
 from t5x_like.kernels.attention.logits import attention_logits
 from t5x_like.kernels.attention.masks import MaskSpec, position_rules, segment_rules
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The static part of a call.
-
-    `offsets` are the first positions, if known while tracing; `given_positions`: they come as arrays; `exact_output`:
-    the forward pass leaves its output in float32.
-    """
-
-    mask: MaskSpec
-    scale: float
-    soft_cap: float | None
-    relative_bias: RelativeBias | None
-    offsets: tuple[int, int] | None
-    given_positions: bool
-    tuning: GpuTuning
-    interpreted: bool
-    exact_output: bool = False
-
-    @property
-    def reach(self) -> int:
-        """The distance from which on the relative bias is constant."""
-        return self.relative_bias.max_distance
+from t5x_like.kernels.attention.prepared import Plan
 
 
 class Side(NamedTuple):
@@ -58,18 +34,22 @@ class Side(NamedTuple):
     segments: Int[Any, "#batch length"] | None
 
 
-class Biases(NamedTuple):
-    """What the biases need.
+class Context(NamedTuple):
+    """What a kernel reads besides queries, keys and values; None where the call does not need it.
 
     Attributes:
+      visits: of each of its blocks, see `Visits`.
       offsets: first positions of queries and keys.
       strip: the relative bias of each head at key position minus query position from -reach to reach.
       slopes: of ALiBi.
     """
 
+    visits: Int[Any, "#batch blocks 6"]
     offsets: Int[Any, "2"]
-    strip: Float[Any, "heads two_reach_and_one"] | None
-    slopes: Float[Any, "heads"] | None
+    queries: Side | None = None
+    keys: Side | None = None
+    strip: Float[Any, "heads two_reach_and_one"] | None = None
+    slopes: Float[Any, "heads"] | None = None
 
 
 class Visits(NamedTuple):
@@ -178,15 +158,14 @@ class Tile(NamedTuple):
 
 
 def make_tile(
-    plan: Plan, blocks: GpuBlocks, refs: Any, head: Array, i: Array, j: Array, queries_are_rows: bool
+    plan: Plan, blocks: GpuBlocks, context: Context, head: Array, i: Array, j: Array, queries_are_rows: bool
 ) -> Tile:
-    """The tile of query block i and key block j.
-
-    `refs` has `queries` and `keys`, a `Side` each, and `biases`.
-    """
-    starts = (refs.biases.offsets[0] + i * blocks.q, refs.biases.offsets[1] + j * blocks.kv)
+    """The tile of query block i and key block j."""
+    starts = (context.offsets[0] + i * blocks.q, context.offsets[1] + j * blocks.kv)
     numbers = []
-    for side, size, block, start in zip((refs.queries, refs.keys), (blocks.q, blocks.kv), (i, j), starts, strict=True):
+    for side, size, block, start in zip(
+        (context.queries, context.keys), (blocks.q, blocks.kv), (i, j), starts, strict=True
+    ):
         is_row = queries_are_rows == (len(numbers) == 0)
         shaped = lambda array, is_row=is_row: array[:, None] if is_row else array[None, :]
         rows = pl.ds(block * size, size)
@@ -198,26 +177,26 @@ def make_tile(
 
 
 def tile_logits(
-    plan: Plan, biases: Biases, tile: Tile, scores: Float[Array, "x y"], plain: bool
+    plan: Plan, context: Context, tile: Tile, scores: Float[Array, "x y"], plain: bool
 ) -> Float[Array, "x y"]:
     """Logits from the products of queries and keys; `plain` as in `Visits`."""
     bias = None
     if plan.relative_bias is not None:
-        bias = _far_bias(plan, biases, tile) if plain else _near_bias(plan, biases, tile)
-    if biases.slopes is not None:
-        linear = alibi(biases.slopes[tile.head], tile.kv_positions - tile.q_positions)
+        bias = _far_bias(plan, context, tile) if plain else _near_bias(plan, context, tile)
+    if context.slopes is not None:
+        linear = alibi(context.slopes[tile.head], tile.kv_positions - tile.q_positions)
         bias = linear if bias is None else bias + linear
     mask = None if plain else _mask(plan, tile, scores.shape)
     return attention_logits(scores, mask, bias, scale=plan.scale, soft_cap=plan.soft_cap)
 
 
-def _far_bias(plan: Plan, biases: Biases, tile: Tile) -> Float[Array, ""]:
-    return biases.strip[tile.head, jnp.where(tile.ahead > 0, 0, 2 * plan.reach)]
+def _far_bias(plan: Plan, context: Context, tile: Tile) -> Float[Array, ""]:
+    return context.strip[tile.head, jnp.where(tile.ahead > 0, 0, 2 * plan.reach)]
 
 
-def _near_bias(plan: Plan, biases: Biases, tile: Tile) -> Float[Array, "x y"]:
+def _near_bias(plan: Plan, context: Context, tile: Tile) -> Float[Array, "x y"]:
     index = jnp.clip(tile.kv_positions - tile.q_positions, -plan.reach, plan.reach) + plan.reach
-    return plt.load(biases.strip.at[tile.head, index])
+    return plt.load(context.strip.at[tile.head, index])
 
 
 def _mask(plan: Plan, tile: Tile, shape: tuple[int, int]) -> Bool[Array, "x y"] | None:

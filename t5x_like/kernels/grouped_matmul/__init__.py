@@ -1,5 +1,5 @@
-"""Grouped matrix products behind one door; see door.py."""
+"""Grouped matrix products; see grouped_matmul.py."""
 
-from t5x_like.kernels.grouped_matmul.door import grouped_matmul
+from t5x_like.kernels.grouped_matmul.grouped_matmul import grouped_matmul
 
 __all__ = ["grouped_matmul"]

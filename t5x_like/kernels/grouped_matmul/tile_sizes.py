@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Shaped
 
-from t5x_like.kernels.attention.block_sizes import LANES, split_evenly
+from t5x_like.kernels.tuning import LANES, split_evenly
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from t5x_like.kernels.attention.blocks import pad
 from t5x_like.kernels.dot import dot
 from t5x_like.kernels.grouped_matmul.cost import estimated_cost
 from t5x_like.kernels.grouped_matmul.groups import tiles_of_rows
 from t5x_like.kernels.grouped_matmul.products import Products
 from t5x_like.kernels.grouped_matmul.tile_sizes import Tuning, tpu_tiles
+from t5x_like.kernels.padding import pad
 from t5x_like.kernels.varying import shape_varying_like
 
 

@@ -10,17 +10,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float, Int
 
-from t5x_like.kernels.attention.blocks import pad
 from t5x_like.kernels.dot import dot
 from t5x_like.kernels.grouped_matmul.cost import estimated_cost
 from t5x_like.kernels.grouped_matmul.groups import tiles_of_groups
 from t5x_like.kernels.grouped_matmul.products import Products
 from t5x_like.kernels.grouped_matmul.tile_sizes import TileSizes, Tuning, gpu_tiles
+from t5x_like.kernels.padding import pad
 from t5x_like.kernels.varying import shape_varying_like
 
 
 class Plan(NamedTuple):
-    """The static part of a call; `interpreted`: see `attention.target.compiling_for`."""
+    """The static part of a call; `interpreted`: see `target.compiling_for`."""
 
     tuning: Tuning
     interpreted: bool

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
+from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.models.context import Context
 from t5x_like.models.layer_spec import LayerSpec
@@ -19,7 +20,7 @@ from t5x_like.models.mixers.mixer import Mixer
 from t5x_like.models.norms import Norm
 from t5x_like.models.parameters import Linear, Module, parameter
 from t5x_like.models.positions import RotaryConfig, rotate
-from t5x_like.sharding.attention import attention
+from t5x_like.sharding.attention import attend
 
 Backend = Literal["auto", "tpu", "mosaic_gpu", "triton", "cudnn", "reference", "chunked"]
 
@@ -194,9 +195,9 @@ class Attention(Module):
     ) -> tuple[Float[Array, "batch length embed"], Any]:
         """Attends from each token of x to the others."""
         tokens = context.tokens
-        k, v = self.keys_values(x, tokens.positions)
-        options = self.options(context.dropout_key) | context.bias.options()
-        o, state = context.attend(self.queries(x, tokens.positions), k, v, state, tokens=tokens, **options)
+        keys_values = self.keys_values(x, tokens.positions)
+        call = self.call(self.queries(x, tokens.positions), keys_values, context.dropout_key)
+        o, state = context.attend(context.bias.added_to(call), state, tokens)
         return self.out(o), state
 
     def across(
@@ -208,20 +209,27 @@ class Attention(Module):
         dropout_key: PRNGKeyArray | None,
     ) -> Float[Array, "batch length embed"]:
         """Attends from each token of x to those of another sequence, whose keys and values are given."""
-        o = attention(self.queries(x), *keys_values, segment_ids=segment_ids, **self.options(dropout_key))
-        return self.out(o)
+        call = self.call(self.queries(x), keys_values, dropout_key).replace(segment_ids=segment_ids)
+        return self.out(attend(call)[0])
 
-    def options(self, dropout_key: PRNGKeyArray | None) -> dict[str, Any]:
+    def call(
+        self,
+        q: Float[Array, "batch length heads head_dim"],
+        keys_values: KeysValues,
+        dropout_key: PRNGKeyArray | None,
+    ) -> AttentionCall:
         config = self.config
-        return {
-            "mask": self.mask,
-            "scale": config.scale,
-            "soft_cap": config.soft_cap,
-            "sinks": None if self.sinks is None else self.sinks[...],
-            "dropout_rate": config.dropout_rate if dropout_key is not None else 0.0,
-            "dropout_key": dropout_key,
-            "backend": config.backend,
-        }
+        return AttentionCall(
+            q,
+            *keys_values,
+            sinks=None if self.sinks is None else self.sinks[...],
+            dropout_key=dropout_key,
+            mask=self.mask,
+            scale=config.scale,
+            soft_cap=config.soft_cap,
+            dropout_rate=config.dropout_rate if dropout_key is not None else 0.0,
+            backend=config.backend,
+        )
 
     def queries(
         self, x: Float[Array, "batch length embed"], positions: Int[Array, "batch length"] | None = None

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable, inert
 from t5x_like.errors import UserError
+from t5x_like.kernels.attention.call import AttentionCall
 from t5x_like.models.context import Context
 from t5x_like.models.layer_spec import LayerSpec
 from t5x_like.models.mixers.attention import Backend, attended_keys
@@ -136,16 +137,15 @@ class LatentAttention(Module):
         q = jnp.concatenate([plain_query, rotate(rotated_query, positions, config.rotary)], axis=-1)
         k = jnp.concatenate([plain_key, rotated_key], axis=-1)
         q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
-        o, state = context.attend(
+        call = AttentionCall(
             q,
             k,
             v,
-            state,
-            tokens=context.tokens,
+            dropout_key=context.dropout_key,
             mask=self.mask,
             scale=config.scale,
             dropout_rate=config.dropout_rate if context.dropout_key is not None else 0.0,
-            dropout_key=context.dropout_key,
             backend=config.backend,
         )
+        o, state = context.attend(call, state, context.tokens)
         return self.out(o), state

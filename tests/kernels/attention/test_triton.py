@@ -11,7 +11,8 @@ from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, gpu_bl
 from t5x_like.kernels.attention.blocks import Tokens, consecutive, padded_tokens
 from t5x_like.kernels.attention.gpu_block_sizes import GpuBlocks, GpuTuning
 from t5x_like.kernels.attention.masks import allowed
-from t5x_like.kernels.attention.triton_tiles import Plan, Visits, make_visits, parts
+from t5x_like.kernels.attention.prepared import Plan
+from t5x_like.kernels.attention.triton_tiles import Visits, make_visits, parts
 from t5x_like.kernels.target import compiling_for
 from tests.kernels.attention import agreement, lowering
 from tests.kernels.platforms import interpreted

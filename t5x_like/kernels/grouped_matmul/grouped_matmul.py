@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t5x_like.errors import UserError
-from t5x_like.kernels.attention import block_sizes
 from t5x_like.kernels.backends import Backend, choose
 from t5x_like.kernels.grouped_matmul.products import differentiable
 from t5x_like.kernels.grouped_matmul.tile_sizes import gpu_tuning, tpu_tuning
 from t5x_like.kernels.target import interpreted, target_chip, target_platform
+from t5x_like.kernels.tuning import vmem_limit_bytes, vmem_mib
 from t5x_like.kernels.varying import vary_alike
 
 
@@ -32,7 +32,7 @@ def _tpu(call: Call) -> Array:
     from t5x_like.kernels.grouped_matmul.tpu import PRODUCTS, Plan  # Pallas takes long to import
 
     chip = target_chip()
-    plan = Plan(tpu_tuning(chip), block_sizes.tuning(chip).vmem_limit_bytes, call.expected_rows)
+    plan = Plan(tpu_tuning(chip), vmem_limit_bytes(vmem_mib(chip)), call.expected_rows)
     return differentiable(PRODUCTS, plan, *call.arrays)
 
 

@@ -1,6 +1,7 @@
-"""The door: which backend runs, what it says, and what it refuses."""
+"""Attention: which backend runs, what it says, and what it refuses."""
 
 import dataclasses
+import importlib
 import re
 
 import jax
@@ -10,8 +11,11 @@ import pytest
 
 from t5x_like.errors import UserError
 from t5x_like.kernels import backends
-from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, capabilities, door
+from t5x_like.kernels.attention import MaskSpec, RelativeBias, attention, capabilities
 from t5x_like.kernels.target import compiling_for
+
+# As an attribute of its room it is the function.
+file = importlib.import_module("t5x_like.kernels.attention.attention")
 
 Q = K = V = jnp.ones((2, 3, 4, 8))
 
@@ -31,7 +35,7 @@ def picky(monkeypatch):
         run=lambda call: (jnp.full(call.q.shape, 7.0), None),
         refusal=lambda call: None if call.soft_cap is None else "it has no soft-cap",
     )
-    monkeypatch.setattr(door, "BACKENDS", {"picky": backend, **door.BACKENDS})
+    monkeypatch.setattr(file, "BACKENDS", {"picky": backend, **file.BACKENDS})
 
 
 def test_auto_takes_the_first_that_can(picky, messages):
@@ -74,8 +78,8 @@ def test_auto_takes_chunks_for_long_rows_on_cpu(messages, length, backend):
 @pytest.fixture
 def never_run(monkeypatch):
     """Libraries of backends may be missing here."""
-    unrun = {name: dataclasses.replace(entry, run=lambda call: (call.q, None)) for name, entry in door.BACKENDS.items()}
-    monkeypatch.setattr(door, "BACKENDS", unrun)
+    unrun = {name: dataclasses.replace(entry, run=lambda call: (call.q, None)) for name, entry in file.BACKENDS.items()}
+    monkeypatch.setattr(file, "BACKENDS", unrun)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +102,8 @@ def test_auto_on_gpu(messages, never_run, chip, options, backend):
 
 
 def test_auto_says_so_if_nothing_suits(monkeypatch):
-    reserved = backends.Backend(door.BACKENDS["reference"].run, lambda call: None, lambda call: "it is slow")
-    monkeypatch.setattr(door, "BACKENDS", {"reference": reserved})
+    reserved = backends.Backend(file.BACKENDS["reference"].run, lambda call: None, lambda call: "it is slow")
+    monkeypatch.setattr(file, "BACKENDS", {"reference": reserved})
     with pytest.raises(UserError, match=r"no backend suits: reference because it is slow\. Name one that can: ref"):
         attention(Q, K, V)
 
