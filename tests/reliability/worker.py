@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from tests import toy
 def start(process: int, processes: int, port: int, devices: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "t5x_like-jax-cache"))
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if processes > 1:
         join(Meeting(f"127.0.0.1:{port}", processes, process, start_seconds=300, heartbeat_seconds=10))

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -38,7 +37,7 @@ TINY = {
     "CheckpointConfig.save_every_steps": 3,
     "MeshConfig.fsdp": 2,
 }
-CACHE = {"JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "t5x_like-jax-cache"), "MPLBACKEND": "Agg"}
+CACHE = {"JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"], "MPLBACKEND": "Agg"}
 
 
 def flags(directory: Path, **changes) -> list[str]:
