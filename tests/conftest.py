@@ -12,8 +12,12 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ.setdefault("XLA_FLAGS", "" if "_compile" in " ".join(sys.argv) else FAST_COMPILATION)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    ""
+    if "_compile" in " ".join(sys.argv)
+    else "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "t5x_like-jax-cache"))
 
 import hypothesis
