@@ -54,7 +54,8 @@ class PipelineConfig:
         it needs at least as many microbatches as stages.
       schedule: `gpipe`: all microbatches forward, then all backward, so that a stage keeps the inputs of all; `1f1b`:
         each goes backward as soon as it is through, so that a stage keeps the inputs of 2 * stages - 3 at most. That
-        one recomputes the forward pass of a stage, and has no repeats; embedding and head run once per microbatch.
+        one recomputes the forward pass of a stage, and has no repeats; embedding and head run once per microbatch. An
+        encoder before a decoder runs by `gpipe` either way: with `1f1b` once forward, and again for its gradient.
     """
 
     num_microbatches: int = 8
