@@ -172,4 +172,4 @@ class _Model(NamedTuple):
 
 
 def _stats(results: LayerResults) -> dict[str, RouterStats | None]:
-    return {place: stats for place, (_, stats) in results.items()}
+    return {place: result.stats for place, result in results.items()}

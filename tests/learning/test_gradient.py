@@ -14,7 +14,7 @@ from t5x_like.models.feedforward.moe import MoEConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
-from t5x_like.models.positions import RelativeBiasConfig
+from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import PipelineConfig, StackConfig
 from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import EncoderConfig, EncoderDecoderConfig, build_model
