@@ -9,17 +9,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.learning.loss import BatchLoss, Totals, batch_loss, by_row, head_loss, reordered, total_weights
 from t5x_like.learning.router_losses import router_objective
-from t5x_like.models.context import Context
+from t5x_like.models.context import Context, Encoded
 from t5x_like.models.feedforward.router_stats import RouterStats
 from t5x_like.models.parameters import GraphDef, Params, merge
-from t5x_like.models.stack import LayerResults, Vectors
+from t5x_like.models.stack import LayerResults, Stack, Vectors
 from t5x_like.models.token_loss import Batch, LossConfig
 from t5x_like.models.transformer import ModelConfig, Transformer, token_info
 from t5x_like.sharding.pipeline.gpipe import num_stages, padded, padding
 from t5x_like.sharding.pipeline.one_f_one_b import Pieces, one_forward_one_backward
 
-STACK = "stack"
-"""The name of the stack in models that have one."""
 RowsOfBatch = tuple[Batch, PRNGKeyArray | None, PRNGKeyArray | None]
 """A batch, and the keys of the model and the head."""
 
@@ -36,8 +34,8 @@ def loss_gradient(
 ) -> tuple[Params, BatchLoss]:
     """The gradient of `batch_loss` by the parameters, and its results; the arguments are the same.
 
-    Where the mesh has stages and `PipelineConfig.schedule` is `1f1b`, routers outside of the scanned cycles see one
-    microbatch at a time, as those within do.
+    Where the mesh has stages and `PipelineConfig.schedule` of the last stack is `1f1b`, routers outside of its scanned
+    cycles see one microbatch at a time, as those within do.
     """
     model = merge(graphdef, params)
     if num_stages() == 1 or not runs_1f1b(model.config):
@@ -51,38 +49,79 @@ def loss_gradient(
 
 
 def runs_1f1b(config: ModelConfig) -> bool:
-    """Whether forward and backward passes take turns where the mesh has stages."""
-    return any(stack.pipeline.schedule == "1f1b" for stack in config.stacks.values())
+    """Whether forward and backward passes take turns where the mesh has stages: the last stack's schedule decides."""
+    return list(config.stacks.values())[-1].pipeline.schedule == "1f1b"
 
 
 def _scheduled(
     config: LossConfig, graphdef: GraphDef, params: Params, rows: RowsOfBatch, totals: Totals, share: float
 ) -> tuple[Params, BatchLoss]:
-    stack = merge(graphdef, params).config.stacks[STACK]
+    """The last stack by 1F1B; what an encoder computes before it is one piece, which runs again for its gradient."""
+    *before, name = merge(graphdef, params).config.stacks
+    if not before:
+        gradient, _, results = _scheduled_stack(config, graphdef, params, rows, None, totals, share)
+        return gradient, results
+    batch, model_key, head_key = rows
+    encoder_key, decoder_key = merge(graphdef, params).dropout_keys(model_key, 2)
+    decoder = params[name]
+
+    def encode(params: Params):
+        model = merge(graphdef, {**params, name: decoder})
+        out = model.encode(token_info(batch, "encoder"), dropout_key=encoder_key)
+        stats = {"encoder": out.stats}
+        return (out.x, share * router_objective(model.config, stats)), stats
+
+    encoding = {part: value for part, value in params.items() if part != name}
+    (encoded, objective), pull, stats = jax.vjp(jax.checkpoint(encode), encoding, has_aux=True)
+    rows = batch, decoder_key, head_key
+    gradient, by_encoded, results = _scheduled_stack(config, graphdef, params, rows, encoded, totals, share)
+    (by_encoding,) = pull((by_encoded, jnp.ones_like(objective)))
+    by_all = {part: jax.tree.map(jnp.add, gradient[part], by_encoding[part]) for part in by_encoding}
+    stats = jax.tree.map(lambda mean: share * mean, stats)
+    return gradient | by_all, results._replace(stats=stats | results.stats)
+
+
+def _scheduled_stack(
+    config: LossConfig,
+    graphdef: GraphDef,
+    params: Params,
+    rows: RowsOfBatch,
+    encoded: Vectors | None,
+    totals: Totals,
+    share: float,
+) -> tuple[Params, Vectors | None, BatchLoss]:
+    """Gradients by the parameters and by an encoder's output, and the results, of the last stack with its ends."""
+    name, stack = list(merge(graphdef, params).config.stacks.items())[-1]
     count, microbatches = stack.num_cycles, stack.pipeline.num_microbatches
-    model = _Model(config, graphdef, params[STACK]["scanned"], totals, share / microbatches)
-    rest = {**params, STACK: {name: part for name, part in params[STACK].items() if name != "scanned"}}
-    results, (by_layers, by_rest) = one_forward_one_backward(
+    model = _Model(config, graphdef, name, params[name]["scanned"], totals, share / microbatches)
+    rest = {**params, name: {part: value for part, value in params[name].items() if part != "scanned"}}
+    results, (by_layers, by_rest, by_encoded) = one_forward_one_backward(
         Pieces(model.first, model.layers, model.last),
         padded(model.scanned, padding(count, num_stages(), 1)),
         rest,
         rows,
+        encoded,
         num_microbatches=microbatches,
     )
     cut = lambda tree: jax.tree.map(lambda a: a[:count], tree)
     sums, weights, ended = results.last
     stats = {"scanned": cut(results.layers), "unrolled": results.first | ended}
     stats = jax.tree.map(lambda total: model.share * total, stats)
-    gradient = {**by_rest, STACK: {**by_rest[STACK], "scanned": cut(by_layers)}}
-    return gradient, BatchLoss(sums, weights, {STACK: stats})
+    gradient = {**by_rest, name: {**by_rest[name], "scanned": cut(by_layers)}}
+    return gradient, by_encoded, BatchLoss(sums, weights, {name: stats})
+
+
+Rest = tuple[Params, Vectors | None]
+"""The parameters beside those of the scanned cycles, and what an encoder makes of the rows."""
 
 
 class _Model(NamedTuple):
-    """The three pieces of a model with one stack; see `Pieces`.
+    """The three pieces of a model's last stack; see `Pieces`.
 
     Attributes:
       loss: of tokens.
       graphdef: of the model.
+      name: of the stack.
       scanned: parameters of all cycles, of which only the structure is used here.
       totals: what the terms of the loss are divided by.
       share: of a microbatch in the whole.
@@ -90,44 +129,47 @@ class _Model(NamedTuple):
 
     loss: LossConfig
     graphdef: GraphDef
+    name: str
     scanned: Params
     totals: Totals
     share: float
 
-    def first(self, rest: Params, rows: RowsOfBatch):
+    def first(self, rest: Rest, rows: RowsOfBatch):
         batch, *_ = rows
-        model, context, embed_key = self.on_stage(rest, rows)
+        model, stack, context, embed_key = self.on_stage(rest, rows)
         types = batch.get(f"{model.config.features}_token_types")
         x = model.embed(context.tokens, token_types=types, dropout_key=embed_key)
-        x, results = model.stack.begin(x, context, {})
+        x, results = stack.begin(x, context, {})
         return (x, self.routers(model, "unrolled", results)), _stats(results)
 
-    def layers(self, layers: Params, rest: Params, x: Vectors, rows: RowsOfBatch):
-        model, context, _ = self.on_stage(rest, rows)
+    def layers(self, layers: Params, rest: Rest, x: Vectors, rows: RowsOfBatch):
+        model, stack, context, _ = self.on_stage(rest, rows)
         count = jax.tree.leaves(layers)[0].shape[0]
         numbers = lax.axis_index("stage") * count + jnp.arange(count)
-        is_padded = count * lax.axis_size("stage") > model.stack.config.num_cycles
-        x, results = model.stack.scan_cycles(x, (layers, {}, numbers), context, padded=is_padded)
+        is_padded = count * lax.axis_size("stage") > stack.config.num_cycles
+        x, results = stack.scan_cycles(x, (layers, {}, numbers), context, padded=is_padded)
         return (x, self.routers(model, "scanned", results)), _stats(results)
 
-    def last(self, rest: Params, x: Vectors, rows: RowsOfBatch):
+    def last(self, rest: Rest, x: Vectors, rows: RowsOfBatch):
         batch, _, head_key = rows
-        model, context, _ = self.on_stage(rest, rows)
-        x, results = model.stack.end(x, context, {})
+        model, stack, context, _ = self.on_stage(rest, rows)
+        x, results = stack.end(x, context, {})
         objective, *sums = head_loss(self.loss, model, x, context.tokens, batch, head_key, self.totals)
         return objective + self.routers(model, "unrolled", results), (*sums, _stats(results))
 
-    def on_stage(self, rest: Params, rows: RowsOfBatch) -> tuple[Transformer, Context, PRNGKeyArray | None]:
-        """The model with these parameters, the context of its stack on a microbatch, and the key of its embedding."""
-        batch, dropout_key, _ = rows
-        model = merge(self.graphdef, {**rest, STACK: {**rest[STACK], "scanned": self.scanned}})
+    def on_stage(self, rest: Rest, rows: RowsOfBatch) -> tuple[Transformer, Stack, Context, PRNGKeyArray | None]:
+        """The model and its stack with these parameters, the context on a microbatch, and the key of its embedding."""
+        (batch, dropout_key, _), (params, encoded) = rows, rest
+        model = merge(self.graphdef, {**params, self.name: {**params[self.name], "scanned": self.scanned}})
         embed_key, stack_key = model.dropout_keys(dropout_key, 2)
         tokens = model.ordered(token_info(batch, model.config.features))
-        return model, model.stack.biased(Context(tokens, dropout_key=stack_key)), embed_key
+        given = None if encoded is None else Encoded(encoded, token_info(batch, "encoder").segment_ids)
+        stack = getattr(model, self.name)
+        return model, stack, stack.biased(Context(tokens, given, dropout_key=stack_key)), embed_key
 
     def routers(self, model: Transformer, kind: str, results: LayerResults) -> Float[Array, ""]:
-        return self.share * router_objective(model.config, {STACK: {kind: _stats(results)}})
+        return self.share * router_objective(model.config, {self.name: {kind: _stats(results)}})
 
 
 def _stats(results: LayerResults) -> dict[str, RouterStats | None]:
-    return {place: stats for place, (_, stats) in results.items()}
+    return {place: result.stats for place, result in results.items()}

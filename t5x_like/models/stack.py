@@ -37,8 +37,6 @@ from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.sharding.pipeline import gpipe as pipeline
 
 Vectors = Float[Array, "batch length embed"]
-LayerResults = dict[str, list[Any]]
-"""State and router statistics of layers, by place in the cycle or number of the layer."""
 States = dict[str, dict[str, BlockState]]
 """By `scanned` or `unrolled`, then by place in the cycle or number of the layer."""
 
@@ -54,7 +52,8 @@ class PipelineConfig:
         it needs at least as many microbatches as stages.
       schedule: `gpipe`: all microbatches forward, then all backward, so that a stage keeps the inputs of all; `1f1b`:
         each goes backward as soon as it is through, so that a stage keeps the inputs of 2 * stages - 3 at most. That
-        one recomputes the forward pass of a stage, and has no repeats; embedding and head run once per microbatch.
+        one recomputes the forward pass of a stage, and has no repeats; embedding and head run once per microbatch. An
+        encoder before a decoder runs by `gpipe` either way: with `1f1b` once forward, and again for its gradient.
     """
 
     num_microbatches: int = 8
@@ -198,18 +197,40 @@ class StackConfig:
         return checkpointed(function, self.remat, self.remat_names, in_scan=in_scan)
 
 
+class LayerResult(NamedTuple):
+    """What a layer gives beside the vectors.
+
+    Attributes:
+      state: of decoding; None without.
+      stats: of the router; None without one.
+    """
+
+    state: BlockState | None
+    stats: RouterStats | None
+
+
+LayerResults = dict[str, LayerResult]
+"""By place in the cycle or number of the layer."""
+
+
 class StackOutput(NamedTuple):
     """What a stack returns.
 
     Attributes:
       x: the vectors behind the last layer, normalised.
-      states: of the layers; None for each without decoding.
-      stats: of the layers' routers; None for each that has none.
+      results: of the layers, in the form of `States`.
     """
 
     x: Float[Array, "batch length embed"]
-    states: States
-    stats: dict[str, dict[str, RouterStats | None]]
+    results: dict[str, LayerResults]
+
+    @property
+    def states(self) -> States:
+        return {kind: {i: result.state for i, result in layers.items()} for kind, layers in self.results.items()}
+
+    @property
+    def stats(self) -> dict[str, dict[str, RouterStats | None]]:
+        return {kind: {i: result.stats for i, result in layers.items()} for kind, layers in self.results.items()}
 
 
 class Stack(Module):
@@ -254,12 +275,7 @@ class Stack(Module):
         x, begun = self.begin(x, context, given["unrolled"])
         x, cycles = self.run_cycles(x, context, given["scanned"])
         x, ended = self.end(x, context, given["unrolled"])
-        states, stats = (
-            {kind: {i: both[which] for i, both in layers.items()} for kind, layers in new.items()}
-            for new in ({"scanned": cycles, "unrolled": begun | ended},)
-            for which in (0, 1)
-        )
-        return StackOutput(x, states, stats)
+        return StackOutput(x, {"scanned": cycles, "unrolled": begun | ended})
 
     def biased(self, context: Context) -> Context:
         """The context of a run of these layers."""
@@ -283,7 +299,7 @@ class Stack(Module):
         for i in layers:
             graphdef, params = split(self.unrolled[str(i)])
             layer = self.config.checkpointed(partial(run_layer, graphdef), in_scan=False)
-            x, *results[str(i)] = layer(x, params, states.get(str(i)), jnp.int32(i), context)
+            x, results[str(i)] = layer(x, params, states.get(str(i)), jnp.int32(i), context)
         return x, results
 
     def run_cycles(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
@@ -325,7 +341,7 @@ class Stack(Module):
             params, states, number = layer
             results, begin = {}, len(config.first) + number * size
             for i, block in enumerate(blocks):
-                x, *results[str(i)] = block(x, params[str(i)], states.get(str(i)), begin + i, context)
+                x, results[str(i)] = block(x, params[str(i)], states.get(str(i)), begin + i, context)
             return x, results
 
         def cycle_or_nothing(x, layer):
@@ -342,9 +358,10 @@ def run_layer(
     state: BlockState | None,
     number: Int[Array, ""],
     context: Context,
-) -> tuple[Vectors, BlockState | None, RouterStats | None]:
+) -> tuple[Vectors, LayerResult]:
     """One layer; its number makes its random numbers."""
     if context.dropout_key is not None:
         context = context.with_key(fold_in(context.dropout_key, number))
     with in_layer("stack" if context.encoded is None else "decoder", number):
-        return merge(graphdef, params)(x, context, state)
+        x, *result = merge(graphdef, params)(x, context, state)
+    return x, LayerResult(*result)

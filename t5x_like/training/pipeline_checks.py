@@ -25,6 +25,7 @@ def check_stages(experiment: Experiment, mesh: Mapping[str, int]) -> None:
     """
     if mesh["stage"] == 1:
         return
+    _check_schedules(experiment.model)
     rows = experiment.data.batch_size // experiment.run.gradient_accumulation
     shares = _shares(mesh)
     for name, stack in experiment.model.stacks.items():
@@ -37,8 +38,6 @@ def check_stages(experiment: Experiment, mesh: Mapping[str, int]) -> None:
                 f"A batch of {rows} rows cannot be divided into PipelineConfig.num_microbatches ({count}) of "
                 f"data x fsdp x expert = {shares} shares: use {' or '.join(map(str, nearest))} rows, or another number."
             )
-        if stack.pipeline.schedule == "1f1b":
-            _check_loss_inside(experiment.model)
         if count == 1:
             waits = bubble(1, mesh["stage"], stack.pipeline.repeats)
             logging.warning("With one microbatch the stages of the %s wait %.0f%% of the time.", name, 100 * waits)
@@ -59,12 +58,16 @@ def _check_layers(name: str, stack: StackConfig, stages: int) -> None:
         )
 
 
-def _check_loss_inside(model: ModelConfig) -> None:
-    """Refuses 1F1B where the loss of a microbatch is not the last thing that one stack computes."""
-    if model.reads_inputs:
+def _check_schedules(model: ModelConfig) -> None:
+    """Refuses 1F1B where the loss of a microbatch is not the sum of its rows' losses, and for an encoder alone."""
+    schedules = {name: stack.pipeline.schedule for name, stack in model.stacks.items()}
+    if "1f1b" not in schedules.values():
+        return
+    *before, (last, schedule) = schedules.items()
+    if schedule != "1f1b":
         raise UserError(
-            "PipelineConfig.schedule is 1f1b, which an encoder-decoder cannot run: all of the decoder waits for the "
-            "encoder's last stage. Use gpipe."
+            f"PipelineConfig.schedule is 1f1b for the {before[0][0]} and {schedule} for the {last}: the {last}'s, with "
+            "which the loss ends, decides. Set 1f1b for both, or gpipe."
         )
     if model.head.compares_rows:
         raise UserError(
@@ -88,16 +91,19 @@ def describe_stages(
     stages = mesh["stage"]
     if stages == 1:
         return []
-    lines = []
+    lines, last = [], list(model.stacks)[-1]
+    by_1f1b = model.stacks[last].pipeline.schedule == "1f1b"
     for name, stack in model.stacks.items():
         pipeline, length = stack.pipeline, lengths.get(name, lengths.get(model.features))
+        # An encoder goes forward again for its gradient where 1F1B of the decoder has come between.
+        schedule, passes = (pipeline.schedule, 2) if name == last or not by_1f1b else ("gpipe", 3)
         # Vectors go forth and gradients back at every tick, whether a stage has worked or not.
-        messages = 2 * parts * num_ticks(pipeline.num_microbatches, stages, pipeline.repeats, pipeline.schedule)
+        messages = passes * parts * num_ticks(pipeline.num_microbatches, stages, pipeline.repeats, schedule)
         tokens = rows * length / parts / pipeline.num_microbatches / _shares(mesh) / mesh["sequence"]
         sent = messages * tokens * model.d_model * jnp.dtype(model.dtype).itemsize
         waits = bubble(pipeline.num_microbatches, stages, pipeline.repeats)
         lines.append(
-            f"{name}: {stages} stages, {pipeline.schedule}, {pipeline.num_microbatches} microbatches; each waits "
+            f"{name}: {stages} stages, {schedule}, {pipeline.num_microbatches} microbatches; each waits "
             f"{waits:.0%} of the time and sends {sent / MiB:,.1f} MiB per step"
         )
     return lines

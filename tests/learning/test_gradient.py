@@ -11,11 +11,13 @@ from t5x_like.learning.gradient import loss_gradient
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
-from t5x_like.models.stack import PipelineConfig
+from t5x_like.models.position_biases import RelativeBiasConfig
+from t5x_like.models.stack import PipelineConfig, StackConfig
 from t5x_like.models.token_loss import LossConfig
-from t5x_like.models.transformer import EncoderConfig, build_model
+from t5x_like.models.transformer import EncoderConfig, EncoderDecoderConfig, build_model
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from tests import toy
 
@@ -24,7 +26,8 @@ MESH = MeshConfig(data=1, stage=4)
 
 def piped(model, schedule, num_microbatches=8):
     pipeline = PipelineConfig(num_microbatches=num_microbatches, schedule=schedule)
-    return dataclasses.replace(model, stack=dataclasses.replace(model.stack, pipeline=pipeline))
+    stacks = {name: dataclasses.replace(stack, pipeline=pipeline) for name, stack in model.stacks.items()}
+    return dataclasses.replace(model, **stacks)
 
 
 def with_stack(model, **fields):
@@ -49,6 +52,35 @@ def moe_block():
     return dataclasses.replace(plain_block(), feedforward=MoEConfig(num_experts=4, experts_per_token=2, d_ff=32))
 
 
+def encoder_decoder(encoder_block, decoder_block, **fields):
+    """T5 with a layer of the decoder before the cycles, which attends to the encoder's output as all others do."""
+    block = dataclasses.replace(decoder_block, cross_attention=AttentionConfig(num_heads=4))
+    bias = RelativeBiasConfig(num_buckets=8)
+    stack = StackConfig(num_layers=4, block=encoder_block, position_bias=bias)
+    return EncoderDecoderConfig(
+        d_model=32,
+        dtype="float32",
+        vocab_size=toy.VOCAB,
+        encoder=stack,
+        decoder=StackConfig(num_layers=5, first=(block,), block=block, position_bias=bias),
+        **fields,
+    )
+
+
+def t5_block(feedforward):
+    return BlockConfig(mixer=AttentionConfig(num_heads=4), feedforward=feedforward)
+
+
+def with_inputs(batch):
+    """The batch of an encoder-decoder: inputs beside the targets, some of them padding."""
+    inputs = batch["decoder_input_tokens"][:, ::-1]
+    lengths = np.arange(len(inputs))[:, None] % 4 + 3
+    return batch | {
+        "encoder_input_tokens": inputs,
+        "encoder_segment_ids": (np.arange(inputs.shape[1]) < lengths).astype(np.int32),
+    }
+
+
 MODELS = {
     # A layer before the cycles, three cycles of two layers in four stages, and a layer behind: all kinds of places.
     "places": lambda: with_stack(
@@ -59,6 +91,7 @@ MODELS = {
         remat="full",
     ),
     "encoder": lambda: with_stack(EncoderConfig(d_model=32, dtype="float32", stack=toy.model().stack), num_layers=4),
+    "encoder_decoder": lambda: encoder_decoder(*2 * [t5_block(MLPConfig(d_ff=32))], dropout_rate=0.1),
 }
 
 
@@ -67,6 +100,8 @@ def test_the_gradient_is_that_of_one_device(name):
     model, batch = MODELS[name](), toy.batch(0)
     if name == "encoder":
         batch = {key.replace("decoder", "encoder"): value for key, value in batch.items()}
+    if name == "encoder_decoder":
+        batch = with_inputs(batch)
     program, params = compiled(model, batch, MeshConfig(), jax.devices()[:1])
     expected, expected_results = program(params)
     program, params = compiled(piped(model, "1f1b"), batch, MESH, jax.devices()[:4])
@@ -78,8 +113,16 @@ def test_the_gradient_is_that_of_one_device(name):
         assert np.abs(np.asarray(one) - np.asarray(other)).max() <= bound, jax.tree_util.keystr(path)
 
 
-def test_routers_are_trained_as_by_gpipe():
-    model, batch = with_stack(toy.model(), num_layers=4, block=moe_block()), toy.batch(0)
+WITH_EXPERTS = {
+    "decoder": lambda: with_stack(toy.model(), num_layers=4, block=moe_block()),
+    # Experts in scanned layers only: those of other layers see a microbatch at a time by 1F1B.
+    "encoder_decoder": lambda: encoder_decoder(t5_block(moe_block().feedforward), t5_block(MLPConfig(d_ff=32))),
+}
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_routers_are_trained_as_by_gpipe(name):
+    model, batch = WITH_EXPERTS[name](), with_inputs(toy.batch(0))
     (expected, expected_results), (ours, results) = (
         program(params)
         for program, params in (compiled(piped(model, s), batch, MESH, jax.devices()[:4]) for s in ("gpipe", "1f1b"))

@@ -23,16 +23,19 @@ def pieces(count=lambda name: None):
 
     def first(rest, rows):
         count("first")
+        rest, _ = rest
         x = rows["x"] * rest["scale"]
         return (x, jnp.sum(x**3)), {"first": jnp.sum(x)}
 
     def middle(layers, rest, x, rows):
         count("layers")
-        x, squares = run_layers(layers, x + rest["shift"])
+        rest, own = rest
+        x, squares = run_layers(layers, x + rest["shift"] + (0 if own is None else own))
         return (x, jnp.sum(squares * rest["scale"])), {"squares": squares}
 
     def last(rest, x, rows):
         count("last")
+        rest, _ = rest
         return jnp.sum((x * rest["scale"] - rows["y"]) ** 2), {"last": jnp.sum(x)}
 
     return Pieces(first, middle, last)
@@ -47,8 +50,8 @@ def given():
 
 @pytest.mark.parametrize(("stages", "count"), [(2, 3), (4, 6), (4, 2)])
 def test_value_and_gradient_are_those_of_the_whole(stages, count):
-    def whole(layers, rest, rows):
-        cut = pieces()
+    def whole(layers, rest, rows, own):
+        cut, rest = pieces(), (rest, own)
         (x, begins), found = cut.first(rest, rows)
         # The shift is added where each stage begins.
         objective = begins
@@ -61,10 +64,12 @@ def test_value_and_gradient_are_those_of_the_whole(stages, count):
         return objective + ends, (found, {"squares": jnp.concatenate(squares)}, last)
 
     layers, rest, rows = given()
-    (value, results), gradients = jax.jit(jax.value_and_grad(whole, (0, 1), has_aux=True))(layers, rest, rows)
+    own = 0.1 * np.random.default_rng(1).normal(size=rows["x"].shape).astype(np.float32)
+    value_and_grad = jax.jit(jax.value_and_grad(whole, (0, 1, 3), has_aux=True))
+    (value, results), gradients = value_and_grad(layers, rest, rows, own)
     with jax.set_mesh(build_mesh(MeshConfig(data=1, stage=stages), jax.devices()[:stages])):
         ours = jax.jit(lambda *args: one_forward_one_backward(pieces(), *args, num_microbatches=count))
-        (objective, *found), found_gradients = ours(layers, rest, rows)
+        (objective, *found), found_gradients = ours(layers, rest, rows, own)
     np.testing.assert_allclose(objective, value, rtol=1e-5)
     for one, other in zip(
         jax.tree.leaves((found, found_gradients)), jax.tree.leaves((results, gradients)), strict=True

@@ -15,6 +15,7 @@ from t5x_like.training.pipeline_checks import check_stages
 from tests import toy
 
 MESH = MeshConfig(data=2, stage=2)
+TWO_STAGES = {"data": 1, "fsdp": 1, "stage": 2, "expert": 1, "sequence": 1, "tensor": 1}
 
 
 def decoder(model=None, **pipeline):
@@ -22,10 +23,11 @@ def decoder(model=None, **pipeline):
     return dataclasses.replace(model, stack=dataclasses.replace(model.stack, pipeline=PipelineConfig(**pipeline)))
 
 
-def encoder_decoder():
-    stack = decoder(num_microbatches=4, schedule="1f1b").stack
+def encoder_decoder(*schedules):
+    """An encoder and a decoder with these schedules."""
+    encoder, stack = (decoder(num_microbatches=4, schedule=schedule).stack for schedule in schedules)
     block = dataclasses.replace(stack.block, cross_attention=AttentionConfig(num_heads=4))
-    return EncoderDecoderConfig(d_model=32, encoder=stack, decoder=dataclasses.replace(stack, block=block))
+    return EncoderDecoderConfig(d_model=32, encoder=encoder, decoder=dataclasses.replace(stack, block=block))
 
 
 def job(tmp_path, config, **run):
@@ -69,13 +71,23 @@ def test_what_stages_cannot_run_is_refused(config, message, tmp_path):
     ("model", "message"),
     [
         (decoder(toy.model(head=RewardHeadConfig()), num_microbatches=4, schedule="1f1b"), "part the pairs of rows"),
-        (encoder_decoder(), "an encoder-decoder cannot run"),
+        (encoder_decoder("1f1b", "gpipe"), "1f1b for the encoder and gpipe for the decoder"),
     ],
 )
-def test_1f1b_wants_the_loss_of_a_microbatch_last(model, message):
-    run = SimpleNamespace(model=model, data=SimpleNamespace(batch_size=8), run=SimpleNamespace(gradient_accumulation=1))
+def test_what_1f1b_cannot_run_is_refused(model, message):
     with pytest.raises(UserError, match=message):
-        check_stages(run, {"data": 1, "fsdp": 1, "stage": 2, "expert": 1, "sequence": 1, "tensor": 1})
+        check_stages(run_of(model), TWO_STAGES)
+
+
+@pytest.mark.parametrize("encoder", ["gpipe", "1f1b"])
+def test_1f1b_takes_an_encoder_decoder(encoder):
+    check_stages(run_of(encoder_decoder(encoder, "1f1b")), TWO_STAGES)
+
+
+def run_of(model):
+    return SimpleNamespace(
+        model=model, data=SimpleNamespace(batch_size=8), run=SimpleNamespace(gradient_accumulation=1)
+    )
 
 
 def test_repeats_belong_to_gpipe():

@@ -85,14 +85,18 @@ def pipelined(
         check_vma=False,
     )(turns, x, rows, shared)
     # Only what the last stage has collected counts.
-    outputs = jnp.swapaxes(outputs[-count:], 0, 1)
     merge = lambda a: a.reshape(-1, *a.shape[3:])
-    return outputs.reshape(-1, *outputs.shape[2:]), jax.tree.map(merge, results)
+    return in_batch(outputs[-count:]), jax.tree.map(merge, results)
 
 
 def by_microbatch(array: Shaped[Array, "batch ..."], count: int) -> Shaped[Array, "count rows ..."]:
     """Microbatch m has the rows m, m + count, m + 2 count, ... of the batch."""
     return jnp.swapaxes(array.reshape(array.shape[0] // count, count, *array.shape[1:]), 0, 1)
+
+
+def in_batch(array: Shaped[Array, "count rows ..."]) -> Shaped[Array, "batch ..."]:
+    """Inverse of `by_microbatch`."""
+    return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
 
 
 def _by_turn(a: Array, stages: int, repeats: int) -> Array:

@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from t5x_like.sharding.pipeline.gpipe import by_microbatch, manual_axes, num_ticks
+from t5x_like.sharding.pipeline.gpipe import by_microbatch, in_batch, manual_axes, num_ticks
 
 Tree = Any
 Vectors = Float[Array, "rows length embed"]
@@ -61,8 +61,8 @@ class Results(NamedTuple):
 
 
 def one_forward_one_backward(
-    pieces: Pieces, layers: Tree, rest: Tree, rows: Tree, *, num_microbatches: int
-) -> tuple[Results, tuple[Tree, Tree]]:
+    pieces: Pieces, layers: Tree, rest: Tree, rows: Tree, given: Tree = None, *, num_microbatches: int
+) -> tuple[Results, tuple[Tree, Tree, Tree]]:
     """Value and gradient of a model in the stages of the mesh in context, of which there are at least two.
 
     Args:
@@ -70,20 +70,23 @@ def one_forward_one_backward(
       layers: its parameters with a leading dim of layers, a multiple of the stages.
       rest: its other parameters, which every stage has.
       rows: arrays [batch, ...].
+      given: arrays [batch, ...] that the objective is also differentiated by, e.g. an encoder's output. The pieces get
+        `(rest, given)` of a microbatch in the place of `rest`.
       num_microbatches: M.
 
     Returns:
-      The results, and the gradients of the objective by `layers` and by `rest`.
+      The results, and the gradients of the objective by `layers`, by `rest` and by `given`.
     """
     whole, by_stage = PartitionSpec(), PartitionSpec("stage")
-    return jax.shard_map(
+    results, (by_layers, by_rest, by_given) = jax.shard_map(
         partial(_run_stage, pieces),
-        in_specs=(by_stage, whole, whole),
-        out_specs=(Results(whole, whole, by_stage, whole), (by_stage, whole)),
+        in_specs=(by_stage, whole, whole, whole),
+        out_specs=(Results(whole, whole, by_stage, whole), (by_stage, whole, whole)),
         axis_names=manual_axes(),
         # Kernels inside have types of their own.
         check_vma=False,
-    )(layers, rest, jax.tree.map(partial(by_microbatch, count=num_microbatches), rows))
+    )(layers, rest, *jax.tree.map(partial(by_microbatch, count=num_microbatches), (rows, given)))
+    return results, (by_layers, by_rest, jax.tree.map(in_batch, by_given))
 
 
 class _Carry(NamedTuple):
@@ -93,21 +96,33 @@ class _Carry(NamedTuple):
       received: from the stage before: vectors.
       returned: from the stage behind: their gradient.
       inputs: vectors that wait for their backward pass, by microbatch modulo their number.
-      gradients: of the layers and the rest.
+      gradients: of the layers, the rest, and, by microbatch, of what is given.
       results: so far.
     """
 
     received: Vectors
     returned: Vectors
     inputs: Float[Array, "slots rows length embed"]
-    gradients: tuple[Tree, Tree]
+    gradients: tuple[Tree, Tree, Tree]
     results: Results
 
 
-def _run_stage(pieces: Pieces, layers: Tree, rest: Tree, rows: Tree) -> tuple[Results, tuple[Tree, Tree]]:
+def _run_stage(
+    pieces: Pieces, layers: Tree, rest: Tree, rows: Tree, given: Tree
+) -> tuple[Results, tuple[Tree, Tree, Tree]]:
     count = jax.tree.leaves(rows)[0].shape[0]
     stages, stage = lax.axis_size("stage"), lax.axis_index("stage")
     last = stages - 1
+
+    def go_backward(gradients, x, gradient, results, microbatch):
+        by_layers, by_rest, by_given = gradients
+        own = _pick(given, microbatch)
+        so_far = by_layers, (by_rest, jax.tree.map(jnp.zeros_like, own))
+        (by_layers, (by_rest, by_own)), gradient, results = _backward(
+            pieces, layers, (rest, own), _pick(rows, microbatch), so_far, x, gradient, results
+        )
+        by_given = jax.tree.map(lambda a, new: lax.dynamic_update_index_in_dim(a, new, microbatch, 0), by_given, by_own)
+        return (by_layers, by_rest, by_given), gradient, results
 
     def tick(carry: _Carry, time: Int[Array, ""]) -> tuple[_Carry, None]:
         forward, backward = time - stage, time - 2 * last + stage
@@ -117,30 +132,31 @@ def _run_stage(pieces: Pieces, layers: Tree, rest: Tree, rows: Tree) -> tuple[Re
         goes_forward = (forward >= 0) & (forward < count) & (stage < last)
         x = lax.cond(
             goes_forward,
-            lambda x: _forward(pieces, layers, rest, x, _pick(rows, forward)),
+            lambda x: _forward(pieces, layers, (rest, _pick(given, forward)), x, _pick(rows, forward)),
             lambda x: x,
             carry.received,
         )
         gradients, gradient, results = lax.cond(
             (backward >= 0) & (backward < count),
-            lambda *given: _backward(pieces, layers, rest, _pick(rows, backward), *given),
-            lambda gradients, x, gradient, results: (gradients, gradient, results),
+            go_backward,
+            lambda gradients, x, gradient, results, microbatch: (gradients, gradient, results),
             carry.gradients,
             inputs[backward % slots],
             carry.returned,
             carry.results,
+            backward,
         )
         received = lax.ppermute(x, "stage", [(i, i + 1) for i in range(last)])
         returned = lax.ppermute(gradient, "stage", [(i + 1, i) for i in range(last)])
         return _Carry(received, returned, inputs, gradients, results), None
 
-    start = _start(pieces, layers, rest, _pick(rows, 0), max(2 * stages - 3, 1))
-    (*_, (layer_gradients, rest_gradients), results), _ = lax.scan(
+    start = _start(pieces, layers, rest, rows, given, max(2 * stages - 3, 1))
+    (*_, (layer_gradients, *whole_gradients), results), _ = lax.scan(
         tick, start, jnp.arange(num_ticks(count, stages, schedule="1f1b"))
     )
     total = partial(jax.tree.map, lambda a: lax.psum(a, "stage"))
     results = Results(total(results.objective), total(results.first), results.layers, total(results.last))
-    return results, (layer_gradients, total(rest_gradients))
+    return results, (layer_gradients, *total(whole_gradients))
 
 
 def _forward(pieces: Pieces, layers: Tree, rest: Tree, x: Vectors, rows: Tree) -> Vectors:
@@ -164,7 +180,7 @@ def _backward(
     Args:
       pieces: the model.
       layers: parameters of this stage's layers.
-      rest: the other parameters.
+      rest: the other parameters, and what is given of the microbatch.
       rows: of the microbatch.
       gradients: of layers and rest so far.
       x: the stage's input; the first stage makes its own.
@@ -200,14 +216,16 @@ def _backward(
     return (_add(layer_gradients, by_layers), rest_gradients), gradient, results
 
 
-def _start(pieces: Pieces, layers: Tree, rest: Tree, rows: Tree, slots: int) -> _Carry:
+def _start(pieces: Pieces, layers: Tree, rest: Tree, rows: Tree, given: Tree, slots: int) -> _Carry:
     """Nothing done yet."""
-    (x, objective), begins = jax.eval_shape(pieces.first, rest, rows)
-    _, found = jax.eval_shape(pieces.layers, layers, rest, x, rows)
-    _, ends = jax.eval_shape(pieces.last, rest, x, rows)
+    both, rows = (rest, _pick(given, 0)), _pick(rows, 0)
+    (x, objective), begins = jax.eval_shape(pieces.first, both, rows)
+    _, found = jax.eval_shape(pieces.layers, layers, both, x, rows)
+    _, ends = jax.eval_shape(pieces.last, both, x, rows)
     zeros = partial(jax.tree.map, lambda a: jnp.zeros(a.shape, a.dtype))
     inputs = jnp.zeros((slots, *x.shape), x.dtype)
-    return _Carry(zeros(x), zeros(x), inputs, zeros((layers, rest)), zeros(Results(objective, begins, found, ends)))
+    results = Results(objective, begins, found, ends)
+    return _Carry(zeros(x), zeros(x), inputs, zeros((layers, rest, given)), zeros(results))
 
 
 def _is_first() -> Array:
