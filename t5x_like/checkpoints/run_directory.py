@@ -2,19 +2,24 @@
 
 import atexit
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
+import t5x_like
 from t5x_like.checkpoints.mirror import Mirror
 from t5x_like.errors import UserError
 from t5x_like.files import InUseError, is_remote, locked
 
 LOCK = "run.lock"
+OLDEST = (0, 2)
+"""The first version of this package whose runs can be read."""
 
 
 class RunDirectory:
@@ -84,6 +89,24 @@ class RunDirectory:
         self.pull()
         if not self.operative_config.exists():
             raise UserError(f"MODEL_DIR {self.address} holds no run: train first, or correct the path.")
+        self.read_config()
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The configuration of the run and its environment, as `config/save.py` wrote them; None if there is none.
+
+        Raises:
+          UserError: if a version of this package wrote them whose runs have other names.
+        """
+        if not self.config.exists():
+            return None
+        saved = json.loads(self.config.read_text())
+        version = saved["versions"]["t5x_like"]
+        if tuple(map(int, version.split(".")[:2])) < OLDEST:
+            raise UserError(
+                f"MODEL_DIR {self.address} holds a run of t5x_like {version}, whose settings and parameters have other "
+                f"names than those of {t5x_like.__version__}: train it anew in another MODEL_DIR, or use that version."
+            )
+        return saved
 
     def check_same_experiment(self, differences: Sequence[str]) -> None:
         """Checks that the run here is the one to be continued.

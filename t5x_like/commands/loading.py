@@ -60,6 +60,7 @@ def load_model(values: flags.FlagValues, root: type[C], of_run: Callable[[Experi
     is_run = directory.operative_config.exists()
     source = None if is_run else source_of(directory)
     if is_run:
+        directory.read_config()  # before gin stumbles over the names of an older version
         values.gin_file = [str(directory.operative_config), *values.gin_file]
     read = cli.built(values, Experiment if is_run else root)
     if read is None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import sys
 from collections.abc import Sequence
 
@@ -139,12 +138,12 @@ def sample(experiment: Experiment, job: Job, data: Data, state: TrainState) -> s
 
 def forbidden_changes(directory: RunDirectory, experiment: Experiment, allow_changes: Sequence[str] = ()) -> list[str]:
     """Differences to the run in the directory that resuming does not allow; empty for a new run."""
-    if not directory.config.exists():
+    saved = directory.read_config()
+    if saved is None:
         return []
-    saved = json.loads(directory.config.read_text())["experiment"]
     return [
         line
-        for line in difference(saved, to_dict(experiment))
+        for line in difference(saved["experiment"], to_dict(experiment))
         if not any(line.startswith((f"{path}:", f"{path}.")) for path in [*CHANGEABLE, *allow_changes])
     ]
 

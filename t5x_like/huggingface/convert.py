@@ -102,7 +102,7 @@ def load_saved(
 
 
 def _load_run(directory: RunDirectory, placement: Placement, wanted: str, model: ModelConfig | None) -> Saved:
-    run = json.loads(directory.config.read_text())["experiment"]
+    run = directory.read_config()["experiment"]
     checkpoints = Checkpoints(directory.checkpoints, from_dict(run["run"]["checkpoints"]))
     step = chosen_step(checkpoints, wanted)
     manifest = checkpoints.manifest(step)

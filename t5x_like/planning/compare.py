@@ -1,6 +1,5 @@
 """Sets a prediction beside what a run measured, so that one knows how far to trust the next one."""
 
-import json
 import math
 import statistics
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ def measured(directory: RunDirectory) -> Measured:
       UserError: if there is no run, or it has not yet measured enough.
     """
     directory.require()
-    devices = json.loads(directory.config.read_text())["devices"]
+    devices = directory.read_config()["devices"]
     records = (
         [r for r in read_metrics(directory.metrics) if r["split"] == "train"] if directory.metrics.exists() else []
     )

@@ -1,4 +1,5 @@
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import sys
 import pytest
 
 from t5x_like.checkpoints.run_directory import LOCK, RunDirectory
+from t5x_like.commands.main import main
 from t5x_like.errors import UserError
 from t5x_like.files import write_atomic
 
@@ -89,3 +91,15 @@ def test_another_experiment_is_refused_with_the_differences(tmp_path):
     directory.check_same_experiment([])
     with pytest.raises(UserError, match=r"another configuration:\n  d_model: 64 -> 128\n  b: 1 -> 2\nContinue"):
         directory.check_same_experiment(["d_model: 64 -> 128", "b: 1 -> 2"])
+
+
+def test_a_run_of_an_older_version_is_refused_with_the_reason(tmp_path, capsys):
+    (tmp_path / "operative_config.gin").write_text("BlockConfig.attention = @AttentionConfig()\n")
+    (tmp_path / "config.json").write_text(json.dumps({"experiment": {}, "versions": {"t5x_like": "0.1.0"}}))
+    for arguments in (["evaluate", f"--model_dir={tmp_path}"], ["generate", f"--model_dir={tmp_path}"]):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "a run of t5x_like 0.1.0" in error
+        assert "train it anew" in error
+    with pytest.raises(UserError, match=r"a run of t5x_like 0\.1\.0"):
+        RunDirectory(tmp_path).read_config()

@@ -6,12 +6,14 @@ from rich.console import Console
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.errors import UserError
 from t5x_like.planning.compare import Measured, comparison, measured, topology_name
+from t5x_like.runtime.versions import versions
 
 
 def write_run(directory, records, kind="TPU v5p", count=64):
     directory.mkdir(exist_ok=True)
     (directory / "operative_config.gin").write_text("")
-    (directory / "config.json").write_text(json.dumps({"devices": {"kind": kind, "count": count}}))
+    config = {"devices": {"kind": kind, "count": count}, "versions": versions()}
+    (directory / "config.json").write_text(json.dumps(config))
     (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return directory
 
