@@ -202,11 +202,11 @@ def call_of(
     k: Float[Array, "batch kv_length kv_heads head_dim"],
     v: Float[Array, "batch kv_length kv_heads v_dim"],
     *,
-    positions: tuple[int | Positions, int | Positions] = (0, 0),
-    relative_bias: tuple[RelativeBias, Float[Array, "heads num_buckets"]] = (None, None),
+    positions: tuple[int | Positions, int | Positions] | None = None,
+    relative_bias: tuple[RelativeBias, Float[Array, "heads num_buckets"]] | None = None,
     **fields,
 ) -> AttentionCall:
     """A call from its fields, with numbers for positions and the table of a relative bias beside its buckets."""
-    positions = tuple(Start(side) if isinstance(side, int) else side for side in positions)
-    spec, table = relative_bias
+    positions = tuple(Start(side) if isinstance(side, int) else side for side in positions or (0, 0))
+    spec, table = relative_bias or (None, None)
     return AttentionCall(q, k, v, positions=positions, relative_bias=spec, table=table, **fields)
