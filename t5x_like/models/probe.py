@@ -1,52 +1,72 @@
-"""A look at activations layer by layer, for debugging; a model that is traced without a probe holds nothing of it."""
+"""A look at activations layer by layer, for debugging; a model that is traced without it holds nothing of it.
+
+What is seen leaves a layer as results do, so that scans, pipelines and meshes treat it like any other value.
+"""
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 PARTS = ("mixer", "cross_attention", "feedforward", "output")
 """Where a layer is looked at, in the order of computation: what its parts add to the stream, and the stream behind."""
 
-Look = Callable[[str, str, Array, Array], None]
-"""Takes a stack (`decoder` where it attends to an encoder, else `stack`), a part, the layer's number, and the root mean
-square of an activation; on the host, in any order."""
 
-_LOOK: contextvars.ContextVar[Look | None] = contextvars.ContextVar("look", default=None)
-_LAYER: contextvars.ContextVar[tuple[str, Array] | None] = contextvars.ContextVar("layer", default=None)
+class Size(NamedTuple):
+    """Of an activation; means of it over equal shares of the batch are those of the batch.
+
+    Attributes:
+      square: mean of the squares.
+      bad: share of the values that are not finite.
+    """
+
+    square: Float[Array, "*layers"]
+    bad: Float[Array, "*layers"]
+
+
+Sizes = dict[str, Size]
+"""By part of a layer."""
+StackSizes = dict[str, dict[str, Sizes]]
+"""By `scanned` or `unrolled`, then by place, as the parameters of a stack."""
+
+_STACKS: contextvars.ContextVar[list[StackSizes] | None] = contextvars.ContextVar("stacks", default=None)
+_LAYER: contextvars.ContextVar[Sizes | None] = contextvars.ContextVar("layer", default=None)
 
 
 @contextlib.contextmanager
-def looking(look: Look) -> Iterator[None]:
-    """What is traced within shows `look` its activations whenever it runs."""
-    token = _LOOK.set(look)
+def looking() -> Iterator[list[StackSizes]]:
+    """What the stacks traced within show, in the order of computation."""
+    stacks = []
+    token = _STACKS.set(stacks)
     try:
-        yield
+        yield stacks
     finally:
-        _LOOK.reset(token)
+        _STACKS.reset(token)
 
 
 @contextlib.contextmanager
-def in_layer(stack: str, number: Int[Array, ""]) -> Iterator[None]:
-    """What is traced within belongs to a layer."""
-    token = _LAYER.set((stack, number))
+def layer_sizes() -> Iterator[Sizes]:
+    """What the layer traced within shows; it stays empty where nobody is looking."""
+    sizes = {}
+    token = _LAYER.set(None if _STACKS.get() is None else sizes)
     try:
-        yield
+        yield sizes
     finally:
         _LAYER.reset(token)
 
 
 def seen(part: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x`, shown to the probe, if there is one."""
-    look, layer = _LOOK.get(), _LAYER.get()
-    if look is not None and layer is not None:
-        stack, number = layer
-        # Divided by the largest first: squares must not overflow where the values do not.
+    """`x`, a part of the layer being traced, which is shown if anybody is looking."""
+    if (sizes := _LAYER.get()) is not None:
         values = x.astype(jnp.float32)
-        largest = jnp.max(jnp.abs(values))
-        size = largest * jnp.sqrt(jnp.mean(jnp.square(values / jnp.where(largest == 0, 1, largest))))
-        jax.debug.callback(lambda number, size: look(stack, part, number, size), number, size)
+        sizes[part] = Size(jnp.mean(jnp.square(values)), jnp.mean(~jnp.isfinite(values), dtype=jnp.float32))
     return x
+
+
+def show(sizes: StackSizes) -> None:
+    """Shows what the layers of a stack have shown."""
+    if (stacks := _STACKS.get()) is not None:
+        stacks.append(sizes)

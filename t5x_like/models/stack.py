@@ -32,7 +32,7 @@ from t5x_like.models.parameters import (
     stack_modules,
 )
 from t5x_like.models.position_biases import PositionBias
-from t5x_like.models.probe import in_layer
+from t5x_like.models.probe import Sizes, layer_sizes, show
 from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.sharding.pipeline import gpipe as pipeline
 
@@ -203,10 +203,12 @@ class LayerResult(NamedTuple):
     Attributes:
       state: of decoding; None without.
       stats: of the router; None without one.
+      sizes: of the activations; empty unless somebody is looking.
     """
 
     state: BlockState | None
     stats: RouterStats | None
+    sizes: Sizes
 
 
 LayerResults = dict[str, LayerResult]
@@ -275,7 +277,9 @@ class Stack(Module):
         x, begun = self.begin(x, context, given["unrolled"])
         x, cycles = self.run_cycles(x, context, given["scanned"])
         x, ended = self.end(x, context, given["unrolled"])
-        return StackOutput(x, {"scanned": cycles, "unrolled": begun | ended})
+        results = {"scanned": cycles, "unrolled": begun | ended}
+        show({kind: {i: result.sizes for i, result in layers.items()} for kind, layers in results.items()})
+        return StackOutput(x, results)
 
     def biased(self, context: Context) -> Context:
         """The context of a run of these layers."""
@@ -362,6 +366,6 @@ def run_layer(
     """One layer; its number makes its random numbers."""
     if context.dropout_key is not None:
         context = context.with_key(fold_in(context.dropout_key, number))
-    with in_layer("stack" if context.encoded is None else "decoder", number):
+    with layer_sizes() as sizes:
         x, *result = merge(graphdef, params)(x, context, state)
-    return x, LayerResult(*result)
+    return x, LayerResult(*result, sizes)

@@ -5,12 +5,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from t5x_like.errors import UserError
 from t5x_like.learning.gradient import loss_gradient
 from t5x_like.learning.loss import batch_loss
 from t5x_like.models.parameters import Params
-from t5x_like.models.probe import PARTS, looking
+from t5x_like.models.probe import PARTS, Size, StackSizes, looking
 from t5x_like.models.token_loss import Batch
 from t5x_like.sharding.logical import local_rows, on_devices
 from t5x_like.training.by_layer import by_layer, named
@@ -20,46 +21,39 @@ from t5x_like.training.reporter import Reporter
 from t5x_like.training.state import TrainState, random_key
 from t5x_like.training.step import LAYER_NORMS, Metrics
 
-Sizes = dict[tuple[str, int, str], float]
-"""Root mean squares of activations by stack, layer and part."""
-
 
 class Replay:
     """Runs the batch of a step once more, outside of the compiled step, and looks at all layers."""
 
     def __init__(self, run: Run, recovery: Recovery):
-        self._run, self._recovery = run, recovery
-        self._sizes: Sizes = {}
-        self._activations = jax.jit(self._loss)
-        self._gradient = jax.jit(self._grads)
+        self.job, self._data, self._recovery = run.job, run.data, recovery
+        self._seed, self._loss = run.experiment.run.seed, run.experiment.run.loss
+        self._run = jax.jit(self._seen)
+        self._gradient = jax.jit(lambda *inputs: loss_gradient(self._loss, self.job.spec.graphdef, *inputs)[0])
 
-    def activations(self, step: int, params: Params) -> tuple[Sizes, float]:
-        """The size of every activation of the batch of a step, and the loss, without accumulation."""
-        self._sizes.clear()
-        loss = float(self._activations(params, *self._inputs(step)))
-        jax.effects_barrier()
-        order = lambda key: (key[0] != "stack", key[1], PARTS.index(key[2]))
-        return {key: self._sizes[key] for key in sorted(self._sizes, key=order)}, loss
+    def activations(self, step: int, params: Params) -> tuple[dict[tuple[str, int, str], Size], float]:
+        """Every activation by stack, layer and part, in the order of computation, and the loss; not accumulated."""
+        loss, found = jax.device_get(self._run(*self._inputs(step, params)))
+        sizes = {}
+        for (name, stack), seen in zip(self.job.model.stacks.items(), found, strict=True):
+            for layer in range(stack.num_layers):
+                (kind, place), index = stack.locate(layer)
+                parts = jax.tree.map(lambda x: float(x if index is None else x[index]), seen[kind][place])  # noqa: B023
+                sizes |= {(name, layer, part): parts[part] for part in PARTS if part in parts}
+        return sizes, float(loss)
 
     def gradient(self, step: int, params: Params) -> Params:
-        return self._gradient(params, *self._inputs(step))
+        return self._gradient(*self._inputs(step, params))
 
-    def _inputs(self, step: int) -> tuple[Batch, jax.Array]:
-        job, data, seed = self._run.job, self._run.data, self._run.experiment.run.seed
-        batch = data.train.batch(self._recovery.batch_number(step - 1), local_rows(job.batch))
-        return on_devices(batch, job.batch), random_key(seed, "dropout", step - 1)
+    def _inputs(self, step: int, params: Params) -> tuple[Params, Batch, jax.Array]:
+        batch = self._data.train.batch(self._recovery.batch_number(step - 1), local_rows(self.job.batch))
+        return params, on_devices(batch, self.job.batch), random_key(self._seed, "dropout", step - 1)
 
-    def _loss(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-        with looking(self._look):
-            return batch_loss(self._run.experiment.run.loss, self._run.job.spec.graphdef, params, batch, key)[0]
-
-    def _grads(self, params: Params, batch: Batch, key: jax.Array) -> Params:
-        return loss_gradient(self._run.experiment.run.loss, self._run.job.spec.graphdef, params, batch, key)[0]
-
-    def _look(self, stack: str, part: str, number: jax.Array, size: jax.Array) -> None:
-        place = stack, int(number), part
-        # Devices may each show a share; what is not finite stays.
-        self._sizes[place] = float(size) if math.isfinite(self._sizes.get(place, 0.0)) else self._sizes[place]
+    def _seen(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, list[StackSizes]]:
+        with looking() as stacks:
+            loss, _ = batch_loss(self._loss, self.job.spec.graphdef, params, batch, key)
+        # Every process reads them.
+        return jax.lax.with_sharding_constraint((loss, stacks), PartitionSpec())
 
 
 @dataclasses.dataclass
@@ -70,7 +64,6 @@ class FindNonFinite(Effect):
     """
 
     replay: Replay
-    axes: Params
 
     def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
         values = jax.device_get((metrics["loss"], metrics["grad_norm"]))
@@ -85,20 +78,37 @@ class FindNonFinite(Effect):
             return f"parameter {bad[0]} is not finite before the step"
         sizes, loss = self.replay.activations(step, params)
         for (stack, layer, part), size in sizes.items():
-            if not math.isfinite(size):
+            if size.bad:
                 return f"the {part} of layer {layer} of the {stack} is the first activation that is not finite"
         if not math.isfinite(loss):
             return "all layers are finite, but the loss of the head is not"
-        bad = self._non_finite(self.replay.gradient(step, params))
-        if bad:
-            # The backward pass begins at the last layer.
-            return f"the forward pass is finite, but the gradient of {bad[-1]} is not"
+        if bad := self._non_finite(self.replay.gradient(step, params)):
+            return f"the forward pass is finite, but the gradient of {min(bad, key=self._backward)} is not"
         return "a value is not finite, but none was when the batch was run again"
 
     def _non_finite(self, tree: Params) -> list[str]:
         """The names of what holds a value that is not finite."""
-        finite = jax.jit(lambda tree: by_layer(lambda x, axis: jnp.all(jnp.isfinite(x), axis=axis), tree, self.axes))
+        axes = self.replay.job.spec.axes
+        finite = jax.jit(lambda tree: by_layer(lambda x, axis: jnp.all(jnp.isfinite(x), axis=axis), tree, axes))
         return [name for name, good in named(finite(tree)) if not good]
+
+    def _backward(self, name: str) -> tuple[int, int, int, str]:
+        """Sorts names of parameters as the backward pass comes by: head, last norm, layers from the last, embedding.
+
+        What several layers share has its gradient when all of them have given theirs.
+        """
+        path, _, index = name.partition("[")
+        top, *inner = path.split("/")
+        stacks = self.replay.job.model.stacks
+        if top not in stacks:
+            return (0 if top == "head" else len(stacks) + 1), 0, 0, name
+        # The decoder comes before the encoder.
+        turn = len(stacks) - list(stacks).index(top)
+        if inner[0] not in ("scanned", "unrolled"):
+            return turn, (-stacks[top].num_layers if inner[0] == "final_norm" else 1), 0, name
+        kind, place, part, *_ = inner
+        layer = stacks[top].places[kind, place][int(index.rstrip("]") or 0)]
+        return turn, -layer, -[part.startswith(known) for known in PARTS].index(True), name
 
 
 @dataclasses.dataclass
@@ -111,11 +121,10 @@ class Norms(Effect):
 
     def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
         if step % self.every_steps == 0:
-            self.reporter.flush()
-            self.reporter.attempt("look", self._record, step, state, metrics)
-            self.reporter.restart_clock(step)
+            with self.reporter.aside(step, "evaluate"):
+                self.reporter.attempt("look", self._record, step, state, metrics)
 
     def _record(self, step: int, state: TrainState, metrics: Metrics) -> None:
         sizes, _ = self.replay.activations(step, state.params)
-        values = {f"activation/{stack}/{layer}/{part}": size for (stack, layer, part), size in sizes.items()}
+        values = {f"activation/{'/'.join(map(str, place))}": math.sqrt(size.square) for place, size in sizes.items()}
         self.reporter.norms(step, values | dict(named(metrics[LAYER_NORMS])))

@@ -9,7 +9,6 @@ import jax
 from absl import logging
 
 from t5x_like.files import write_atomic
-from t5x_like.reporting.goodput import Goodput
 from t5x_like.training.effects import Effect
 from t5x_like.training.reporter import Reporter
 from t5x_like.training.state import TrainState
@@ -55,7 +54,6 @@ class Sample(Effect):
     write: WriteSample
     path: Path
     reporter: Reporter
-    goodput: Goodput
     start_step: int
 
     def __post_init__(self):
@@ -66,12 +64,9 @@ class Sample(Effect):
             write_atomic(self.path, "".join(kept))
 
     def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        if step % self.every_steps:
-            return
-        self.reporter.flush()
-        with self.goodput.during("evaluate"):
-            self.reporter.attempt("sample", self._append, step, state)
-        self.reporter.restart_clock(step)
+        if step % self.every_steps == 0:
+            with self.reporter.aside(step, "evaluate"):
+                self.reporter.attempt("sample", self._append, step, state)
 
     def _append(self, step: int, state: TrainState) -> None:
         text = self.write(state)

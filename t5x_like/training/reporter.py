@@ -1,23 +1,23 @@
 """What a run tells: metrics, progress bar, loss curve. Only here does the loop fetch values from the devices."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
 import jax
 from absl import logging
 
-from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.loader import Loader
 from t5x_like.reporting.goodput import Goodput
 from t5x_like.reporting.metrics import MetricsWriter, NoMetricsWriter, open_side_writers, read_metrics
 from t5x_like.reporting.plots import plot_losses
 from t5x_like.reporting.progress import Progress
+from t5x_like.training.effects import Run
 from t5x_like.training.experiment import Experiment
 from t5x_like.training.flops import model_flops_utilization, peak_flops_per_second
-from t5x_like.training.job import Job
 from t5x_like.training.step import Metrics
 
 T = TypeVar("T")
@@ -36,38 +36,26 @@ class Reporter:
       latest: step and metrics of the last record fetched.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        job: Job,
-        directory: RunDirectory,
-        *,
-        start_step: int,
-        goodput: Goodput,
-        alarms: Callable[[], Mapping[str, int]] = dict,
-    ):
+    def __init__(self, run: Run, goodput: Goodput, alarms: Callable[[], Mapping[str, int]], start_step: int):
         """Opens the files and drops records of steps after `start_step`, which a killed run left.
 
         Args:
-          experiment: the run's configuration.
-          job: the experiment on its mesh.
-          directory: of the run.
-          start_step: updates already made.
+          run: its facts.
           goodput: the account of time; written with the records.
           alarms: what has gone wrong so far and how often, by name; shown and recorded beside the metrics.
+          start_step: updates already made.
         """
-        run, self._directory = experiment.run, directory
-        self._every_steps = run.logging.every_steps
-        self._num_steps = run.steps
-        self._tokens_per_step = job.tokens_per_step
-        self._flops_per_token = job.flops_per_token
+        settings, self._directory = run.experiment.run, run.directory
+        self._every_steps, self._num_steps = settings.logging.every_steps, settings.steps
+        self._tokens_per_step, self._flops_per_token = run.job.tokens_per_step, run.job.flops_per_token
         self._peak = peak_flops_per_second(jax.devices()[0])
         # Process 0 writes and shows; all fetch the same values, and decide alike.
         self._first = jax.process_index() == 0
-        records = read_metrics(directory.metrics) if directory.metrics.exists() else []
+        metrics, shown = self._directory.metrics, settings.logging.progress and self._first
+        records = read_metrics(metrics) if metrics.exists() else []
         self.validation_history = [r for r in records if r["split"] == "validation" and 0 < r["step"] <= start_step]
-        self._writer = self._open_writer(experiment, start_step) if self._first else NoMetricsWriter()
-        self._progress = Progress(run.steps, start_step=start_step, enabled=run.logging.progress and self._first)
+        self._writer = self._open_writer(run.experiment, start_step) if self._first else NoMetricsWriter()
+        self._progress = Progress(settings.steps, start_step=start_step, enabled=shown)
         self._goodput, self._alarms = goodput, alarms
         self._failed_attempts: dict[str, int] = {}
         self.latest: tuple[int, dict[str, float]] = (start_step, {})
@@ -101,7 +89,7 @@ class Reporter:
     def start(self, step: int, loader: Loader) -> None:
         """Sets the clock: training goes on after `step`."""
         self._loader = loader
-        self.restart_clock(step)
+        self._restart_clock(step)
 
     def advance(self, step: int, metrics: Metrics) -> None:
         """Tells that `step` has been dispatched and will give `metrics`."""
@@ -148,10 +136,17 @@ class Reporter:
         """What has gone wrong so far and how often, by name."""
         return {**self._alarms(), "failed_metrics": self._writer.failures, **self._failed_attempts}
 
-    def attempt(self, name: str, call: Callable[..., T], *args: Any) -> T | None:
-        """The result of what must not stop training; None if it fails, which is logged and counted."""
+    def attempt(
+        self, name: str, call: Callable[..., T], *args: Any, passing: tuple[type[Exception], ...] = ()
+    ) -> T | None:
+        """The result of what must not stop training; None if it fails, which is logged and counted.
+
+        Errors of the types in `passing` are raised.
+        """
         try:
             return call(*args)
+        except passing:
+            raise
         except Exception as error:
             self._failed_attempts[f"failed_{name}s"] = self._failed_attempts.get(f"failed_{name}s", 0) + 1
             logging.exception("The %s failed; training goes on: %r", name, error)
@@ -169,8 +164,15 @@ class Reporter:
         """Writes norms of layers."""
         self._writer.write(step, "norms", values)
 
-    def restart_clock(self, step: int) -> None:
-        """Takes what happened since `step` (evaluation, a save) out of the speed shown."""
+    @contextlib.contextmanager
+    def aside(self, step: int, cause: str) -> Iterator[None]:
+        """Writes the record that is due, then takes the time within, after `step`, out of the speed shown."""
+        self.flush()
+        with self._goodput.during(cause):
+            yield
+        self._restart_clock(step)
+
+    def _restart_clock(self, step: int) -> None:
         self._clock, self._clock_step, self._waited = time.perf_counter(), step, self._loader.seconds_waited
 
     def _paint(self) -> None:
