@@ -241,6 +241,6 @@ def starting_state(run: Run, services: Services, allow_changes: Sequence[str]) -
             manifest = manifest_of(job, run.data, services.recovery.batch_number(step))
             check_manifest(checkpoints.manifest(step), manifest, checkpoints.directory / str(step), allow_changes)
             logging.info("Resuming at step %d.", step)
-            return step, checkpoints.restore(job.state, step)
-        state = initial_state(job.create_state, job.state)
-        return 0, state if settings.initialize_from is None else with_parameters_of(settings.initialize_from, state)
+            return step, checkpoints.restore(job.state, step, layers=job.model.layers)
+        state, source = initial_state(job.create_state, job.state), settings.initialize_from
+        return 0, state if source is None else with_parameters_of(source, state, job.model.layers)
