@@ -100,7 +100,7 @@ class Checkpoints:
         path = self._path(self._existing(step))
         try:
             saved = ocp.metadata(path).metadata
-            return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _by_name(saved).items()}
+            return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in by_name(saved).items()}
         except Exception as error:  # Orbax raises what its parsers raise.
             raise UserError(f"Checkpoint {path} cannot be read, it is damaged or not from here: {error!r}.") from error
 
@@ -184,11 +184,11 @@ class Checkpoints:
         step = self._existing(self.newest_good() if step is None else step)
         places = moved(self.manifest(step).get("layers", {}), layers) if layers else ({}, {})
         saved = self.arrays(step)
-        target = {name: with_sharding(leaf) for name, leaf in _by_name(abstract_state).items()}
+        target = {name: with_sharding(leaf) for name, leaf in by_name(abstract_state).items()}
         self._check_fits(step, jax.eval_shape(lambda arrays: relaid(arrays, *places), saved), target, partial)
         placed = sources(saved, target, *places)
         with orbax_options():
-            restored = _by_name(ocp.load(self._path(step), traverse_util.unflatten_dict(placed)))
+            restored = by_name(ocp.load(self._path(step), traverse_util.unflatten_dict(placed)))
         restored = relay(restored, target, *places)
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in target])
 
@@ -325,7 +325,7 @@ class Checkpoints:
                 # Overwrites: on gs://, where nothing is renamed, the leftovers of a killed save have the final name.
                 # Nobody donates the buffers of a state whose save is waited for.
                 written = snapshot(state) if self.config.asynchronous else state
-                tree = traverse_util.unflatten_dict(_by_name(written))
+                tree = traverse_util.unflatten_dict(by_name(written))
                 response = ocp.save_async(self._path(step), tree, custom_metadata=record, overwrite=True)
         except Exception as error:  # Storage drivers raise what they like; training must outlive all of it.
             self._failed(step, error)
@@ -390,7 +390,7 @@ class Checkpoints:
             logging.warning("Old files in %s could not be deleted: %s.", self.directory, error)
 
 
-def _by_name(tree: PyTree) -> dict[Name, Any]:
+def by_name(tree: PyTree) -> dict[Name, Any]:
     """Leaves by their path in the tree, in the tree's order; tuples and classes name theirs like dicts do."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
