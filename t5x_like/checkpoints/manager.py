@@ -28,13 +28,12 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from t5x_like.checkpoints.integrity import damage, is_complete, remove_checksums, write_checksums
+from t5x_like.checkpoints.layers import Layers, Name, Shapes, moved, relaid, relay, sources
 from t5x_like.checkpoints.orbax import no_orbax_chatter, orbax_options, snapshot, with_sharding
 from t5x_like.checkpoints.policy import CheckpointConfig, Record
 from t5x_like.errors import UserError
 from t5x_like.files import is_remote
 from t5x_like.runtime.coordination import wait_for_all
-
-Name = tuple[str, ...]
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 DAMAGED = ".damaged"
@@ -101,7 +100,7 @@ class Checkpoints:
         path = self._path(self._existing(step))
         try:
             saved = ocp.metadata(path).metadata
-            return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _by_name(saved).items()}
+            return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in by_name(saved).items()}
         except Exception as error:  # Orbax raises what its parsers raise.
             raise UserError(f"Checkpoint {path} cannot be read, it is damaged or not from here: {error!r}.") from error
 
@@ -160,13 +159,21 @@ class Checkpoints:
             )
         return None
 
-    def restore(self, abstract_state: PyTree, step: int | None = None, *, partial: bool = False) -> PyTree:
+    def restore(
+        self,
+        abstract_state: PyTree,
+        step: int | None = None,
+        *,
+        partial: bool = False,
+        layers: Layers | None = None,
+    ) -> PyTree:
         """Reads a checkpoint into the structure and shardings asked for, whatever mesh it was saved on.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct`; a leaf without sharding goes to the first local device.
           step: which checkpoint, known to be whole (see `newest_good`, `verify`); None: the newest that is.
           partial: the tree may be a part of what was saved, e.g. `{"params": ...}`.
+          layers: at which places the tree has them; the checkpoint may have them at others, which its manifest lists.
 
         Returns:
           The tree with arrays equal to the saved ones bit for bit.
@@ -175,11 +182,14 @@ class Checkpoints:
           UserError: if there is no such checkpoint, or names, shapes or dtypes differ (nothing is read then).
         """
         step = self._existing(self.newest_good() if step is None else step)
-        target = _by_name(abstract_state)
-        self._check_fits(step, target, partial)
-        placed = {name: with_sharding(leaf) for name, leaf in target.items()}
+        places = moved(self.manifest(step).get("layers", {}), layers) if layers else ({}, {})
+        saved = self.arrays(step)
+        target = {name: with_sharding(leaf) for name, leaf in by_name(abstract_state).items()}
+        self._check_fits(step, jax.eval_shape(lambda arrays: relaid(arrays, *places), saved), target, partial)
+        placed = sources(saved, target, *places)
         with orbax_options():
-            restored = _by_name(ocp.load(self._path(step), traverse_util.unflatten_dict(placed)))
+            restored = by_name(ocp.load(self._path(step), traverse_util.unflatten_dict(placed)))
+        restored = relay(restored, target, *places)
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in target])
 
     def _path(self, step: int) -> epath.Path:
@@ -232,8 +242,7 @@ class Checkpoints:
         if quarantine:
             wait_for_all(f"quarantined/{next(_numbers)}")
 
-    def _check_fits(self, step: int, target: dict[Name, jax.ShapeDtypeStruct], partial: bool) -> None:
-        saved = self.arrays(step)
+    def _check_fits(self, step: int, saved: Shapes, target: Shapes, partial: bool) -> None:
         names = target if partial else {**target, **saved}
         kinds = [(name, _kind(saved.get(name)), _kind(target.get(name))) for name in names]
         differences = [f"  {'/'.join(name)}: saved {old}, needed {new}" for name, old, new in kinds if old != new]
@@ -273,7 +282,8 @@ class Checkpoints:
           step: number of finished optimizer steps.
           state: tree of `jax.Array`.
           metrics: validation metrics at this step, for `keep_best`.
-          manifest: JSON-able facts to keep with the state, e.g. fingerprints of configuration and data.
+          manifest: JSON-able facts to keep with the state, e.g. fingerprints of configuration and data; `layers`, if
+            there, is `Layers` (see `restore`).
           force: returns when it is on disk.
 
         Raises:
@@ -315,7 +325,7 @@ class Checkpoints:
                 # Overwrites: on gs://, where nothing is renamed, the leftovers of a killed save have the final name.
                 # Nobody donates the buffers of a state whose save is waited for.
                 written = snapshot(state) if self.config.asynchronous else state
-                tree = traverse_util.unflatten_dict(_by_name(written))
+                tree = traverse_util.unflatten_dict(by_name(written))
                 response = ocp.save_async(self._path(step), tree, custom_metadata=record, overwrite=True)
         except Exception as error:  # Storage drivers raise what they like; training must outlive all of it.
             self._failed(step, error)
@@ -380,7 +390,7 @@ class Checkpoints:
             logging.warning("Old files in %s could not be deleted: %s.", self.directory, error)
 
 
-def _by_name(tree: PyTree) -> dict[Name, Any]:
+def by_name(tree: PyTree) -> dict[Name, Any]:
     """Leaves by their path in the tree, in the tree's order; tuples and classes name theirs like dicts do."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import itertools
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,8 +29,6 @@ from t5x_like.training.state import TrainState
 
 CHANGEABLE = (
     "mesh",
-    "model.stack.remat",
-    "model.stack.remat_names",
     "run.checkpoints",
     "run.early_stopping",
     "run.effects",
@@ -42,6 +42,9 @@ CHANGEABLE = (
     "run.steps",
 )
 """What may be another when a run is resumed: it changes how the run goes on, but not what it has learnt so far."""
+
+CHANGEABLE_OF_STACKS = ("scan_layers", "remat", "remat_names", "pipeline")
+"""The same of a stack of layers; `block` and `first` may group its blocks otherwise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,11 +144,26 @@ def forbidden_changes(directory: RunDirectory, experiment: Experiment, allow_cha
     saved = directory.read_config()
     if saved is None:
         return []
+    stacks, old, new = list(experiment.model.stacks), saved["experiment"], to_dict(experiment)
+    for stack in stacks:
+        regroup(old["model"].get(stack), new["model"][stack])
+    changeable = [*CHANGEABLE, *(f"model.{stack}.{name}" for stack in stacks for name in CHANGEABLE_OF_STACKS)]
     return [
         line
-        for line in difference(saved["experiment"], to_dict(experiment))
-        if not any(line.startswith((f"{path}:", f"{path}.")) for path in [*CHANGEABLE, *allow_changes])
+        for line in difference(old, new)
+        if not any(line.startswith((f"{path}:", f"{path}.")) for path in [*changeable, *allow_changes])
     ]
+
+
+def regroup(old: dict[str, Any] | None, new: dict[str, Any]) -> None:
+    """Groups the blocks of a stack as another does that has the same block for every layer; both as by `to_dict`."""
+
+    def blocks(stack: dict[str, Any]) -> list[dict[str, Any]]:
+        cycle = stack["block"] if isinstance(stack["block"], list) else [stack["block"]]
+        return [*stack["first"], *itertools.islice(itertools.cycle(cycle), stack["num_layers"] - len(stack["first"]))]
+
+    if old is not None and blocks(old) == blocks(new):
+        new["block"], new["first"] = old["block"], old["first"]
 
 
 def summary(experiment: Experiment, outcome: Outcome, directory: RunDirectory) -> str:

@@ -19,7 +19,7 @@ from t5x_like.errors import UserError
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
 from t5x_like.huggingface.families.family import Family
 from t5x_like.huggingface.tokenizer import tokenizer_config
-from t5x_like.models.model_spec import ModelSpec, model_spec
+from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import Params
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.placement import Placement
@@ -108,7 +108,7 @@ def _load_run(directory: RunDirectory, placement: Placement, wanted: str, model:
     manifest = checkpoints.manifest(step)
     model = dataclasses.replace(model or from_dict(run["model"]), vocab_size=manifest["vocab_size"])
     use_ema = run["run"]["ema_decay"] is not None
-    params = restore_params(checkpoints, model_spec(model), placement, step, use_ema=use_ema)
+    params = restore_params(checkpoints, model, placement, step, use_ema=use_ema)
     checkpoints.close()
     tokenizer = load_tokenizer(directory.data, manifest["tokenizer"])
     length = run["data"]["sequence_length"]
@@ -121,7 +121,7 @@ def _load_imported(directory: RunDirectory, placement: Placement, wanted: str) -
     manifest = checkpoints.manifest(step)
     vocab_size = checkpoints.arrays(step)["params", "embedding"].shape[0]
     model = dataclasses.replace(source.config, vocab_size=vocab_size)
-    params = restore_params(checkpoints, model_spec(model), placement, step)
+    params = restore_params(checkpoints, model, placement, step)
     checkpoints.close()
     facts = manifest["vocab_size"], manifest["dtype"], source.max_length
     return Saved(model, params, *facts, step, source=directory.huggingface)
@@ -146,13 +146,14 @@ def read_model(source: Path, placement: Placement, padded_size: int | None = Non
 
 
 def restore_params(
-    checkpoints: Checkpoints, spec: ModelSpec, placement: Placement, step: int | None, *, use_ema: bool = False
+    checkpoints: Checkpoints, model: ModelConfig, placement: Placement, step: int | None, *, use_ema: bool = False
 ) -> Params:
     """The parameters of a checkpoint, or their average, where `placement` has them."""
+    spec = model_spec(model)
     placed = placement.shardings(spec.axes, spec.params)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), spec.params, placed)
     name = "ema" if use_ema else "params"
-    return checkpoints.restore({name: target}, step, partial=True)[name]
+    return checkpoints.restore({name: target}, step, partial=True, layers=model.layers)[name]
 
 
 def chosen_step(checkpoints: Checkpoints, wanted: str) -> int | None:
@@ -177,7 +178,8 @@ def import_model(source: Path, work: Path, placement: Placement, padded_size: in
     carry(source, directory.huggingface)
     shutil.copyfile(source / CONFIG, directory.huggingface / CONFIG)
     checkpoints = Checkpoints(directory.checkpoints, CheckpointConfig(asynchronous=False))
-    manifest = {"vocab_size": saved.vocab_size, "dtype": saved.dtype}
+    layers = {place: list(numbers) for place, numbers in saved.config.layers.items()}
+    manifest = {"vocab_size": saved.vocab_size, "dtype": saved.dtype, "layers": layers}
     checkpoints.save(0, {"params": saved.params}, manifest=manifest, force=True)
     checkpoints.close()
     return family, saved

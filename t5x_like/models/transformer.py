@@ -106,6 +106,12 @@ class TransformerConfig:
         }
 
     @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """The numbers of the layers at each place of the parameters, e.g. at `stack/scanned/0`."""
+        stacks = self.stacks.items()
+        return {"/".join((name, *place)): numbers for name, stack in stacks for place, numbers in stack.places.items()}
+
+    @property
     def reads_inputs(self) -> bool:
         """Whether texts to read and texts to write are apart: an encoder-decoder."""
         return len(self.stacks) > 1

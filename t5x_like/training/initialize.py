@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from t5x_like.checkpoints.layers import Layers
 from t5x_like.checkpoints.manager import Checkpoints
 from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.checkpoints.run_directory import RunDirectory
@@ -38,8 +39,13 @@ class InitialCheckpointConfig:
             ) from error
 
 
-def with_parameters_of(config: InitialCheckpointConfig, state: TrainState) -> TrainState:
+def with_parameters_of(config: InitialCheckpointConfig, state: TrainState, layers: Layers) -> TrainState:
     """The state of step 0 with the parameters (and their average) that the other run has, laid out as they are here.
+
+    Args:
+      config: which parameters, and whose.
+      state: of step 0.
+      layers: at which places it has them; the other run may have them at others.
 
     Raises:
       UserError: if there is no such checkpoint, no parameter is meant, or one is missing there or has another shape.
@@ -60,7 +66,7 @@ def with_parameters_of(config: InitialCheckpointConfig, state: TrainState) -> Tr
         lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if path in chosen else None,
         state.params,
     )
-    taken = checkpoints.restore({"params": target}, step, partial=True)["params"]
+    taken = checkpoints.restore({"params": target}, step, partial=True, layers=layers)["params"]
     values = dict(jax.tree.leaves_with_path(taken))
     params = jax.tree.map_with_path(lambda path, x: values.get(path, x), state.params)
     logging.info("%d of %d parameters are those of %s.", len(chosen), len(named), config.model_dir)

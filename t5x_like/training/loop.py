@@ -137,11 +137,11 @@ class Training:
             self.goodput.resumed(step or 0)
             if step is None:
                 state = initial_state(job.create_state, job.state)
-                return 0, state if source is None else with_parameters_of(source, state)
+                return 0, state if source is None else with_parameters_of(source, state, job.model.layers)
             manifest = manifest_of(job, self.run.data, self.recovery.batch_number(step))
             check_manifest(checkpoints.manifest(step), manifest, checkpoints.directory / str(step), allow_changes)
             logging.info("Resuming at step %d.", step)
-            return step, checkpoints.restore(job.state, step)
+            return step, checkpoints.restore(job.state, step, layers=job.model.layers)
 
     def go_on(self, step: int, state: TrainState) -> Outcome:
         """Trains from a state to the end of the run.

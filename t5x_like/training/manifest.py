@@ -27,6 +27,7 @@ def manifest_of(job: Job, data: Data, batch_number: int) -> Manifest:
         "vocab_size": job.model.vocab_size,
         "batch_number": batch_number,
         "model": json.loads(json.dumps(to_dict(job.model))),
+        "layers": {place: list(numbers) for place, numbers in job.model.layers.items()},
         "versions": versions(),
     }
 

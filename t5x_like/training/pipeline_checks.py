@@ -46,10 +46,12 @@ def check_stages(experiment: Experiment, mesh: Mapping[str, int]) -> None:
 def _check_layers(name: str, stack: StackConfig, stages: int) -> None:
     count, repeats = stack.pipeline.num_microbatches, stack.pipeline.repeats
     if stack.num_cycles < stages * repeats:
-        why = f"it scans {stack.num_cycles} cycles" if stack.scan_layers else "StackConfig.scan_layers is False"
+        why, instead = f"it scans {stack.num_cycles} cycles", "more layers that are scanned"
+        if not stack.scan_layers:
+            why, instead = "StackConfig.scan_layers is False", "StackConfig.scan_layers = True, also to resume a run"
         raise UserError(
             f"MeshConfig.stage is {stages} with PipelineConfig.repeats = {repeats}, but the model's {name} cannot "
-            f"be cut into {stages * repeats} pieces: {why}. Use fewer stages, or more layers that are scanned."
+            f"be cut into {stages * repeats} pieces: {why}. Use fewer stages, or {instead}."
         )
     if repeats > 1 and count < stages:
         raise UserError(

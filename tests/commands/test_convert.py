@@ -1,15 +1,18 @@
 """`convert` as users run it, both ways."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from t5x_like.checkpoints.manager import Checkpoints
+from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands.main import main
 from t5x_like.config import parse_config
-from t5x_like.huggingface.convert import load_saved
+from t5x_like.huggingface.convert import load_saved, restore_params
 from t5x_like.huggingface.directory import read_config
 from t5x_like.huggingface.safetensors import INDEX, open_tensors
 from t5x_like.models.model_spec import model_spec
@@ -85,6 +88,10 @@ def test_a_trained_model_goes_there_and_back(trained, tmp_path, capsys):
         layer = jax.tree.map(lambda a, i=i: a[i], layers)
         jax.tree.map(np.testing.assert_array_equal, layer, run_layers[str(i)])
 
+    imported = Checkpoints(tmp_path / "again" / "checkpoints", CheckpointConfig())
+    unrolled = restore_params(imported, run.config, placement, 0)
+    jax.tree.map(np.testing.assert_array_equal, unrolled["stack"], run.params["stack"])
+
     # It is no run: nothing says what data it would go on with.
     assert main(["generate", f"--model_dir={tmp_path}/again"]) == 2
     assert main(["train", f"--gin_file={trained}/run/operative_config.gin", f"--gin.MODEL_DIR={tmp_path}/again"]) == 2
@@ -92,6 +99,17 @@ def test_a_trained_model_goes_there_and_back(trained, tmp_path, capsys):
     assert main(["convert", f"--from={tmp_path}/again", f"--to={tmp_path}/hf", "--step=0"]) == 0
     assert_same(arrays(tmp_path / "hf"), arrays(exported))
     assert (tmp_path / "hf" / "config.json").read_text() == (exported / "config.json").read_text()
+
+
+def test_a_run_that_scans_its_layers_from_now_on_exports_the_same_bytes(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    run = [f"--gin_file={trained}/run/operative_config.gin", f"--gin.MODEL_DIR={tmp_path}/run"]
+    assert main(["train", *run, "--gin.StackConfig.scan_layers=True", "--gin.RunConfig.steps=7"]) == 0
+    # The checkpoint of step 6 has the layers unrolled, and the run's configuration is that of scanned ones.
+    for step in (6, 7):
+        assert main(["convert", f"--from={tmp_path}/run", f"--to={tmp_path}/{step}", f"--step={step}"]) == 0
+    assert_same(arrays(tmp_path / "6"), arrays(trained / "hf"))
+    assert arrays(tmp_path / "7").keys() == arrays(tmp_path / "6").keys()
 
 
 @pytest.mark.hf

@@ -27,9 +27,13 @@ def fresh(tmp_path, **options):
     return initial_state(job.create_state, job.state)
 
 
+def begin(config, state):
+    return with_parameters_of(config, state, toy.model().layers)
+
+
 def test_all_parameters_are_taken_and_the_rest_begins_anew(trained, tmp_path):
     model_dir, params = trained
-    state = with_parameters_of(InitialCheckpointConfig(model_dir=str(model_dir)), fresh(tmp_path, ema_decay=0.9))
+    state = begin(InitialCheckpointConfig(model_dir=str(model_dir)), fresh(tmp_path, ema_decay=0.9))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), params)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.ema), params)
     assert int(state.step) == 0
@@ -40,7 +44,7 @@ def test_all_parameters_are_taken_and_the_rest_begins_anew(trained, tmp_path):
 def test_a_pattern_chooses_by_name(trained, tmp_path):
     model_dir, params = trained
     before = fresh(tmp_path)
-    state = with_parameters_of(InitialCheckpointConfig(model_dir=str(model_dir), parameters="embedding"), before)
+    state = begin(InitialCheckpointConfig(model_dir=str(model_dir), parameters="embedding"), before)
     np.testing.assert_array_equal(state.params["embedding"], params["embedding"])
     jax.tree.map(np.testing.assert_array_equal, state.params["stack"], before.params["stack"])
 
@@ -63,12 +67,10 @@ def test_mistakes_are_named(trained, tmp_path):
     with pytest.raises(UserError, match="no regular expression"):
         InitialCheckpointConfig(model_dir="a", parameters="(")
     with pytest.raises(UserError, match="names no parameter of this model; it has embedding, "):
-        with_parameters_of(InitialCheckpointConfig(model_dir=str(model_dir), parameters="encoder/.*"), state)
+        begin(InitialCheckpointConfig(model_dir=str(model_dir), parameters="encoder/.*"), state)
     with pytest.raises(UserError, match="There is no checkpoint in"):
-        with_parameters_of(InitialCheckpointConfig(model_dir=str(tmp_path)), state)
+        begin(InitialCheckpointConfig(model_dir=str(tmp_path)), state)
     with pytest.raises(UserError, match="no checkpoint of step 7"):
-        with_parameters_of(InitialCheckpointConfig(model_dir=str(model_dir), step=7), state)
+        begin(InitialCheckpointConfig(model_dir=str(model_dir), step=7), state)
     with pytest.raises(UserError, match="does not fit this model"):
-        with_parameters_of(
-            InitialCheckpointConfig(model_dir=str(model_dir)), fresh(tmp_path, decoder=toy.model(d_model=64))
-        )
+        begin(InitialCheckpointConfig(model_dir=str(model_dir)), fresh(tmp_path, decoder=toy.model(d_model=64)))
