@@ -114,7 +114,7 @@ def token_names(tokenizer: Tokenizer) -> list[str]:
     """What each id stands for: its text (in hexadecimal where its bytes are none by themselves), or its name."""
     names = [raw.decode(errors="backslashreplace") for raw in tokenizer.token_bytes()]
     for name in ("pad", "eos", "bos", "unk"):
-        number = getattr(tokenizer, f"{name}_id", None)
+        number = getattr(tokenizer, f"{name}_id")
         if number is not None and not names[number]:
             names[number] = f"<{name}>"
     for name, number in tokenizer.special_ids.items():

@@ -232,7 +232,7 @@ def export_model(directory: RunDirectory, work: Path, placement: Placement, step
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Fields of config.json that name a tokenizer's special tokens."""
-    ids = {name: getattr(tokenizer, name, None) for name in ("bos_id", "eos_id", "pad_id")}
+    ids = {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
     return {name.replace("_", "_token_"): value for name, value in ids.items() if value is not None}
 
 
