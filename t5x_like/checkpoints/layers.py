@@ -9,11 +9,12 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 Name = tuple[str, ...]
 Arrays = Mapping[Name, Array]
@@ -22,6 +23,21 @@ Layers = Mapping[str, Sequence[int]]
 """The numbers of the layers at each place, e.g. `"stack/scanned/0": (0, 1)`; at `scanned` they are stacked."""
 Parameter = tuple[Name, str, Name]
 """What is the same for every layer: the names before the stack, the stack, and the names behind the place."""
+
+
+def by_name(tree: PyTree) -> dict[Name, Any]:
+    """Leaves by their path in the tree, in the tree's order; tuples and classes name theirs like dicts do."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
+
+
+def located(name: Name, layers: Layers) -> tuple[Parameter, str] | tuple[None, None]:
+    """The parameter that a name is of, and its place; None without one."""
+    for start in range(len(name) - 2):
+        place = "/".join(name[start : start + 3])
+        if place in layers:
+            return (name[:start], name[start], name[start + 3 :]), place
+    return None, None
 
 
 def moved(old: Layers, new: Layers) -> tuple[Layers, Layers]:
@@ -41,7 +57,7 @@ def relaid(arrays: Arrays, old: Layers, new: Layers) -> dict[Name, Array]:
     result: dict[Name, Array] = {}
     places, parts = _by_stack(new), defaultdict[Parameter, dict[int, Array]](dict)
     for name, array in arrays.items():
-        parameter, place = _located(name, old)
+        parameter, place = located(name, old)
         if place is None:
             result[name] = array
             continue
@@ -60,13 +76,13 @@ def sources(saved: Shapes, target: Shapes, old: Layers, new: Layers) -> dict[Nam
     result: dict[Name, jax.ShapeDtypeStruct] = {}
     wanted: dict[tuple[Parameter, int], tuple[str, Sharding]] = {}
     for name, leaf in target.items():
-        parameter, place = _located(name, new)
+        parameter, place = located(name, new)
         if place is None:
             result[name] = leaf
         else:
             wanted.update(dict.fromkeys(((parameter, number) for number in new[place]), (place, leaf.sharding)))
     for name, leaf in saved.items():
-        parameter, place = _located(name, old)
+        parameter, place = located(name, old)
         numbers = [] if place is None else [number for number in old[place] if (parameter, number) in wanted]
         if numbers:
             at, sharding = wanted[parameter, numbers[0]]
@@ -81,14 +97,14 @@ def relay(arrays: dict[Name, Array], target: Shapes, old: Layers, new: Layers) -
     parts: dict[Parameter, dict[Name, Array]] = defaultdict(dict)
     shardings: dict[Parameter, dict[Name, Sharding]] = defaultdict(dict)
     for name, leaf in target.items():
-        parameter, place = _located(name, new)
+        parameter, place = located(name, new)
         if place is None:
             result[name] = arrays.pop(name)
         else:
             shardings[parameter][tuple(place.split("/"))] = leaf.sharding
     while arrays:
         name, array = arrays.popitem()
-        parameter, place = _located(name, old)
+        parameter, place = located(name, old)
         parts[parameter][tuple(place.split("/"))] = array
     for parameter, wanted in shardings.items():
         before, _, behind = parameter
@@ -118,15 +134,6 @@ def _sharding(sharding: Sharding, stacked: bool, shape: tuple[int, ...], becomes
         if (dim := next(dims, None)) is not None:
             spec[dim] = layers
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
-
-
-def _located(name: Name, layers: Layers) -> tuple[Parameter, str] | tuple[None, None]:
-    """The parameter that a name is of, and its place; None without one."""
-    for start in range(len(name) - 2):
-        place = "/".join(name[start : start + 3])
-        if place in layers:
-            return (name[:start], name[start], name[start + 3 :]), place
-    return None, None
 
 
 def _by_stack(layers: Layers) -> dict[str, Layers]:

@@ -28,7 +28,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from t5x_like.checkpoints.integrity import damage, is_complete, remove_checksums, write_checksums
-from t5x_like.checkpoints.layers import Layers, Name, Shapes, moved, relaid, relay, sources
+from t5x_like.checkpoints.layers import Layers, Name, Shapes, by_name, moved, relaid, relay, sources
 from t5x_like.checkpoints.orbax import no_orbax_chatter, orbax_options, snapshot, with_sharding
 from t5x_like.checkpoints.policy import CheckpointConfig, Record
 from t5x_like.errors import UserError
@@ -388,12 +388,6 @@ class Checkpoints:
                 path.rmtree()
         except OSError as error:
             logging.warning("Old files in %s could not be deleted: %s.", self.directory, error)
-
-
-def by_name(tree: PyTree) -> dict[Name, Any]:
-    """Leaves by their path in the tree, in the tree's order; tuples and classes name theirs like dicts do."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
 
 
 def _listed(problems: list[str]) -> str:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from t5x_like.checkpoints.layers import Layers, by_name, located
 from t5x_like.models.parameters import Params
 
 
@@ -29,11 +30,18 @@ def norm(x: Array, axis: tuple[int, ...]) -> Array:
     return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axis))
 
 
-def named(tree: Params) -> Iterator[tuple[str, float]]:
-    """Fetches results of `by_layer`; `[2]` behind a name is the third layer of those stacked there."""
-    for path, values in jax.tree.leaves_with_path(jax.device_get(tree)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if values.ndim:
-            yield from ((f"{name}[{i}]", value) for i, value in enumerate(values.tolist()))
-        else:
-            yield name, values.item()
+def named(tree: Params, layers: Layers) -> Iterator[tuple[str, float]]:
+    """Fetches results of `by_layer`; in their names, e.g. `stack/2/mixer/out/kernel`, stands the number of the layer.
+
+    Args:
+      tree: the results.
+      layers: at each place of the tree.
+    """
+    for name, values in by_name(jax.device_get(tree)).items():
+        parameter, place = located(name, layers)
+        if place is None:
+            yield "/".join(name), values.item()
+            continue
+        before, stack, behind = parameter
+        for number, value in zip(layers[place], values.reshape(-1).tolist(), strict=True):
+            yield "/".join((*before, stack, str(number), *behind)), value

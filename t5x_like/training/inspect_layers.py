@@ -90,25 +90,23 @@ class FindNonFinite(Effect):
         """The names of what holds a value that is not finite."""
         axes = self.replay.job.spec.axes
         finite = jax.jit(lambda tree: by_layer(lambda x, axis: jnp.all(jnp.isfinite(x), axis=axis), tree, axes))
-        return [name for name, good in named(finite(tree)) if not good]
+        return [name for name, good in named(finite(tree), self.replay.job.model.layers) if not good]
 
     def _backward(self, name: str) -> tuple[int, int, int, str]:
         """Sorts names of parameters as the backward pass comes by: head, last norm, layers from the last, embedding.
 
         What several layers share has its gradient when all of them have given theirs.
         """
-        path, _, index = name.partition("[")
-        top, *inner = path.split("/")
+        top, *inner = name.split("/")
         stacks = self.replay.job.model.stacks
         if top not in stacks:
             return (0 if top == "head" else len(stacks) + 1), 0, 0, name
         # The decoder comes before the encoder.
         turn = len(stacks) - list(stacks).index(top)
-        if inner[0] not in ("scanned", "unrolled"):
+        if not inner[0].isdecimal():
             return turn, (-stacks[top].num_layers if inner[0] == "final_norm" else 1), 0, name
-        kind, place, part, *_ = inner
-        layer = stacks[top].places[kind, place][int(index.rstrip("]") or 0)]
-        return turn, -layer, -[part.startswith(known) for known in PARTS].index(True), name
+        layer, part, *_ = inner
+        return turn, -int(layer), -[part.startswith(known) for known in PARTS].index(True), name
 
 
 @dataclasses.dataclass
@@ -127,4 +125,5 @@ class Norms(Effect):
     def _record(self, step: int, state: TrainState, metrics: Metrics) -> None:
         sizes, _ = self.replay.activations(step, state.params)
         values = {f"activation/{'/'.join(map(str, place))}": math.sqrt(size.square) for place, size in sizes.items()}
-        self.reporter.norms(step, values | dict(named(metrics[LAYER_NORMS])))
+        layers = self.replay.job.model.layers
+        self.reporter.norms(step, values | dict(named(metrics[LAYER_NORMS], layers)))

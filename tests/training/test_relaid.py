@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_like.checkpoints.layers import relaid
-from t5x_like.checkpoints.manager import by_name
+from t5x_like.checkpoints.layers import by_name, relaid
 from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands.train import forbidden_changes
