@@ -81,6 +81,7 @@ setup(
             "trafilatura>=2,<3",
         ],
         "dev": [
+            "beartype>=0.23",
             "datatrove>=0.10,<0.11",
             "gcp-storage-emulator>=2026.7",
             "gcsfs>=2024.6",

@@ -127,7 +127,7 @@ def test_scripts_that_pages_name_exist_and_know_their_flags():
 
 def shortened(line: str) -> str:
     """The line with few training steps, and a plan without the compiler."""
-    command, comment, rest = line.partition("  #")
+    command, comment, rest = line.partition(" #")
     if " train " in f"{command} ":
         command = re.sub(r"--gin\.STEPS=\d+", "", command.rstrip())
         command += f" --gin.STEPS={CUT_STEPS} --gin.WARMUP_STEPS=2"

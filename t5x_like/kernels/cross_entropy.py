@@ -69,7 +69,7 @@ class _Vocabulary:
         largest = logits.max(axis=1, keepdims=True)
         return largest if self.axis is None else lax.pmax(largest, self.axis)
 
-    def sums(self, *terms: Float[Array, "tokens vocab"]) -> list[Float[Array, "tokens"]]:
+    def sums(self, *terms: Float[Array, "tokens vocab"] | Bool[Array, "tokens vocab"]) -> list[Float[Array, "tokens"]]:
         """Each term summed over the vocabulary."""
         sums = [term.sum(axis=1, dtype=jnp.float32) for term in terms]
         return sums if self.axis is None else list(lax.psum(jnp.stack(sums), self.axis))

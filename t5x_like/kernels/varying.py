@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 
@@ -24,12 +25,12 @@ def vary_over(array: Array, axes: frozenset[str]) -> Array:
     return lax.pcast(array, tuple(missing), to="varying") if missing else array
 
 
-def zeros_varying_like(shape: tuple[int, ...], dtype: jnp.dtype, arrays: tuple[Array, ...]) -> Array:
+def zeros_varying_like(shape: tuple[int, ...], dtype: DTypeLike, arrays: tuple[Array, ...]) -> Array:
     """Zeros to begin a loop with that adds to them what is made of `arrays`."""
     return vary_over(jnp.zeros(shape, dtype), axes_varied(arrays))
 
 
-def shape_varying_like(shape: tuple[int, ...], dtype: jnp.dtype, arrays: tuple[Array, ...]) -> jax.ShapeDtypeStruct:
+def shape_varying_like(shape: tuple[int, ...], dtype: DTypeLike, arrays: tuple[Array, ...]) -> jax.ShapeDtypeStruct:
     """What a Pallas kernel makes of `arrays`."""
     varying = jax.sharding.ManualAxisType(varying=axes_varied(arrays))
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying)

@@ -1,7 +1,7 @@
 """What goes down through the layers beside the vectors: facts of tokens, what a decoder attends to, random keys."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,7 @@ class Bias:
         return call.replace(relative_bias=self.spec, table=self.table, alibi_slopes=self.alibi_slopes)
 
 
+@runtime_checkable
 class Attend(Protocol):
     """The core of a self-attention layer: a call with queries, keys and values of new tokens in, outputs and state out.
 

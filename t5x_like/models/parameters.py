@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
@@ -60,7 +60,7 @@ def logical_axes(module: Module) -> Params:
     return nnx.to_pure_dict(jax.tree.map(lambda p: p.axes, state, is_leaf=lambda p: isinstance(p, nnx.Variable)))
 
 
-def stack_modules(build: Callable[[PRNGKeyArray], Module], keys: PRNGKeyArray) -> Module:
+def stack_modules(build: Callable[[PRNGKeyArray], Module], keys: Key[Array, "layers"]) -> Module:
     """One module whose parameters are those of `build(key)` for every key, stacked on a leading `layers` dim."""
     graphdef, state = nnx.split(jax.vmap(build)(keys))
     is_parameter = lambda p: isinstance(p, nnx.Variable)

@@ -26,6 +26,8 @@ from t5x_like.models.stack import StackConfig
 from t5x_like.models.transformer import Decoder, DecoderConfig
 from tests import toy
 
+pytestmark = pytest.mark.typed
+
 LENGTH, VOCAB = 12, 29
 
 
@@ -200,7 +202,8 @@ SCALINGS = {
 
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
 def test_scalings_slow_slow_rotations_by_the_factor_and_fast_ones_less(scaling):
-    slowdown = RotaryConfig().frequencies(32, 1) / RotaryConfig(scaling=scaling).frequencies(32, 1)
+    one = jnp.int32(1)
+    slowdown = RotaryConfig().frequencies(32, one) / RotaryConfig(scaling=scaling).frequencies(32, one)
     np.testing.assert_allclose(slowdown[-1], 4.0, rtol=1e-5)
     np.testing.assert_allclose(slowdown[0], 4.0 if isinstance(scaling, LinearScaling) else 1.0, rtol=1e-5)
     assert np.all(np.diff(slowdown) > -1e-5)
@@ -244,7 +247,8 @@ def test_rotary_turns_complex_numbers():
 
 
 def test_sinusoids_start_at_zero_and_one_and_span_the_wavelengths():
-    table = SinusoidalPositionsConfig(max_wavelength=100.0).build(8, init=None, key=None)(jnp.arange(50)[None])[0]
+    config, init = SinusoidalPositionsConfig(max_wavelength=100.0), InitializerConfig().build()
+    table = config.build(8, init=init, key=jax.random.key(0))(jnp.arange(50)[None])[0]
     np.testing.assert_allclose(table[0], [0] * 4 + [1] * 4)
     np.testing.assert_allclose(table[:, 0], np.sin(np.arange(50)), atol=1e-5)
     np.testing.assert_allclose(table[:, 7], np.cos(np.arange(50) / 100), atol=1e-5)
