@@ -9,9 +9,9 @@ from t5x_like.configurable import configurable
 from t5x_like.data.build import Data
 from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
-from t5x_like.learning.loss import BatchLoss, batch_loss
+from t5x_like.learning.loss import BatchLoss, Loss, LossConfig, batch_loss
 from t5x_like.models.parameters import GraphDef, Params
-from t5x_like.models.token_loss import Batch, LossConfig
+from t5x_like.models.token_loss import Batch
 from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.logical import local_rows, on_devices
 from t5x_like.sharding.mesh import MeshConfig
@@ -28,7 +28,7 @@ class EvaluateConfig:
     """
 
     data: DataConfig
-    loss: LossConfig = LossConfig()
+    loss: Loss = LossConfig()
     mesh: MeshConfig = MeshConfig(data=1, fsdp=-1)
 
 
@@ -45,18 +45,18 @@ def check_reads(config: ModelConfig, data: DataConfig) -> None:
 EvaluateStep = Callable[[Params, Batch], BatchLoss]
 
 
-def make_evaluate_step(graphdef: GraphDef, loss: LossConfig) -> EvaluateStep:
-    """(params, batch) -> sums over the batch; without dropout, label smoothing or z-loss."""
-    plain = LossConfig(kind=loss.kind, chunk_tokens=loss.chunk_tokens)
+def make_evaluate_step(graphdef: GraphDef, loss: Loss) -> EvaluateStep:
+    """(params, batch) -> sums over the batch; without dropout, and without what the loss leaves out then."""
+    reported = loss.reported()
 
     def evaluate_step(params: Params, batch: Batch) -> BatchLoss:
-        return batch_loss(plain, graphdef, params, batch)[1]._replace(stats={})
+        return batch_loss(reported, graphdef, params, batch)[1]._replace(stats={})
 
     return evaluate_step
 
 
 def make_validation(
-    graphdef: GraphDef, loss: LossConfig, data: Data, target: Batch, num_batches: int | None = None
+    graphdef: GraphDef, loss: Loss, data: Data, target: Batch, num_batches: int | None = None
 ) -> Callable[[Params], dict[str, float]]:
     """A function that scores parameters on the validation split.
 

@@ -187,6 +187,6 @@ def _padded(rows: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _log_likelihoods(graphdef: GraphDef, params: Params, batch: Batch) -> Float[Array, "batch"]:
     model = merge(graphdef, params)
-    logits = model.head.scores(model.run(batch).x, model.embedding[...]).astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, batch["decoder_target_tokens"][..., None], axis=-1)[..., 0]
-    return jnp.sum((chosen - jax.nn.logsumexp(logits, axis=-1)) * batch["decoder_loss_weights"], axis=-1)
+    x, labels = model.run(batch).x, batch["decoder_target_tokens"]
+    likelihoods = model.head.log_likelihoods(x, model.embedding[...], labels)
+    return jnp.sum(likelihoods * batch["decoder_loss_weights"], axis=-1)

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from t5x_like.learning.loss import BatchLoss, Totals, batch_loss, by_row, head_loss, reordered, total_weights
+from t5x_like.learning.loss import BatchLoss, Loss, Totals, batch_loss, by_row, reordered, summed, total_weights
 from t5x_like.learning.router_losses import router_objective
 from t5x_like.models.context import Context, Encoded
 from t5x_like.models.feedforward.router_stats import RouterStats
 from t5x_like.models.parameters import GraphDef, Params, merge
 from t5x_like.models.stack import LayerResults, Stack, Vectors
-from t5x_like.models.token_loss import Batch, LossConfig
-from t5x_like.models.transformer import ModelConfig, Transformer, token_info
+from t5x_like.models.token_loss import Batch
+from t5x_like.models.transformer import ModelConfig, Output, Transformer, token_info
 from t5x_like.sharding.pipeline.gpipe import num_stages, padded, padding
 from t5x_like.sharding.pipeline.one_f_one_b import Pieces, one_forward_one_backward
 
@@ -23,7 +23,7 @@ RowsOfBatch = tuple[Batch, PRNGKeyArray | None, PRNGKeyArray | None]
 
 
 def loss_gradient(
-    config: LossConfig,
+    loss: Loss,
     graphdef: GraphDef,
     params: Params,
     batch: Batch,
@@ -39,13 +39,14 @@ def loss_gradient(
     """
     model = merge(graphdef, params)
     if num_stages() == 1 or not runs_1f1b(model.config):
-        loss = lambda params: batch_loss(config, graphdef, params, batch, dropout_key, totals=totals, share=share)
-        return jax.grad(loss, has_aux=True)(params)
-    totals = total_weights(model, batch) if totals is None else totals
+        options = {"totals": totals, "share": share}
+        gradient = jax.grad(batch_loss, argnums=2, has_aux=True)
+        return gradient(loss, graphdef, params, batch, dropout_key, **options)
+    totals = total_weights(loss, model.config, batch) if totals is None else totals
     dropout_key = by_row(dropout_key, batch)
     model_key, head_key = model.dropout_keys(dropout_key, 2)
-    with reordered(model.config, batch, model_key) as batch:
-        return _scheduled(config, graphdef, params, (batch, model_key, head_key), totals, share)
+    with reordered(loss, model.config, batch, model_key) as batch:
+        return _scheduled(loss, graphdef, params, (batch, model_key, head_key), totals, share)
 
 
 def runs_1f1b(config: ModelConfig) -> bool:
@@ -54,12 +55,12 @@ def runs_1f1b(config: ModelConfig) -> bool:
 
 
 def _scheduled(
-    config: LossConfig, graphdef: GraphDef, params: Params, rows: RowsOfBatch, totals: Totals, share: float
+    loss: Loss, graphdef: GraphDef, params: Params, rows: RowsOfBatch, totals: Totals, share: float
 ) -> tuple[Params, BatchLoss]:
     """The last stack by 1F1B; what an encoder computes before it is one piece, which runs again for its gradient."""
     *before, name = merge(graphdef, params).config.stacks
     if not before:
-        gradient, _, results = _scheduled_stack(config, graphdef, params, rows, None, totals, share)
+        gradient, _, results = _scheduled_stack(loss, graphdef, params, rows, None, totals, share)
         return gradient, results
     batch, model_key, head_key = rows
     encoder_key, decoder_key = merge(graphdef, params).dropout_keys(model_key, 2)
@@ -74,7 +75,7 @@ def _scheduled(
     encoding = {part: value for part, value in params.items() if part != name}
     (encoded, objective), pull, stats = jax.vjp(jax.checkpoint(encode), encoding, has_aux=True)
     rows = batch, decoder_key, head_key
-    gradient, by_encoded, results = _scheduled_stack(config, graphdef, params, rows, encoded, totals, share)
+    gradient, by_encoded, results = _scheduled_stack(loss, graphdef, params, rows, encoded, totals, share)
     (by_encoding,) = pull((by_encoded, jnp.ones_like(objective)))
     by_all = {part: jax.tree.map(jnp.add, gradient[part], by_encoding[part]) for part in by_encoding}
     stats = jax.tree.map(lambda mean: share * mean, stats)
@@ -82,7 +83,7 @@ def _scheduled(
 
 
 def _scheduled_stack(
-    config: LossConfig,
+    loss: Loss,
     graphdef: GraphDef,
     params: Params,
     rows: RowsOfBatch,
@@ -93,7 +94,7 @@ def _scheduled_stack(
     """Gradients by the parameters and by an encoder's output, and the results, of the last stack with its ends."""
     name, stack = list(merge(graphdef, params).config.stacks.items())[-1]
     count, microbatches = stack.num_cycles, stack.pipeline.num_microbatches
-    model = _Model(config, graphdef, name, params[name]["scanned"], totals, share / microbatches)
+    model = _Model(loss, graphdef, name, params[name]["scanned"], totals, share / microbatches)
     rest = {**params, name: {part: value for part, value in params[name].items() if part != "scanned"}}
     results, (by_layers, by_rest, by_encoded) = one_forward_one_backward(
         Pieces(model.first, model.layers, model.last),
@@ -119,7 +120,7 @@ class _Model(NamedTuple):
     """The three pieces of a model's last stack; see `Pieces`.
 
     Attributes:
-      loss: of tokens.
+      loss: what is minimised.
       graphdef: of the model.
       name: of the stack.
       scanned: parameters of all cycles, of which only the structure is used here.
@@ -127,7 +128,7 @@ class _Model(NamedTuple):
       share: of a microbatch in the whole.
     """
 
-    loss: LossConfig
+    loss: Loss
     graphdef: GraphDef
     name: str
     scanned: Params
@@ -154,7 +155,8 @@ class _Model(NamedTuple):
         batch, _, head_key = rows
         model, stack, context, _ = self.on_stage(rest, rows)
         x, results = stack.end(x, context, {})
-        objective, *sums = head_loss(self.loss, model, x, context.tokens, batch, head_key, self.totals)
+        terms = self.loss.terms(model, Output(x, context.tokens, {}), batch, head_key)
+        objective, *sums = summed(terms, self.totals)
         return objective + self.routers(model, "unrolled", results), (*sums, _stats(results))
 
     def on_stage(self, rest: Rest, rows: RowsOfBatch) -> tuple[Transformer, Stack, Context, PRNGKeyArray | None]:

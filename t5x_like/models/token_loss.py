@@ -1,5 +1,6 @@
 """Losses of tokens: from vectors to sums, without ever holding the scores of the whole batch."""
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
@@ -7,7 +8,6 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from t5x_like.configurable import configurable
 from t5x_like.errors import UserError
 from t5x_like.kernels.cross_entropy import LossSums, cross_entropy, squared_error
 from t5x_like.sharding.logical import batch_axes, length_shards, vocabulary_axis
@@ -30,9 +30,9 @@ class Term(NamedTuple):
     metrics: dict[str, Float[Array, ""]]
 
 
-@configurable
-class LossConfig:
-    """What training minimises, per token with weight.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """What is minimised per token with weight.
 
     Attributes:
       kind: `cross_entropy`, or `mean_squared_error`: the square loss of logits against one-hot labels
@@ -61,7 +61,7 @@ class LossConfig:
 
 
 def token_loss(
-    config: LossConfig,
+    config: TokenLoss,
     hidden: Float[Array, "batch length embed"],
     head: Float[Array, "vocab embed"],
     labels: Int[Array, "batch length"],

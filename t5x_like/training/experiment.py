@@ -6,8 +6,8 @@ from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.configurable import configurable, players_of
 from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
+from t5x_like.learning.loss import Loss, LossConfig
 from t5x_like.models.heads.head import Head
-from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig
 from t5x_like.training.effects import EffectConfig
@@ -118,7 +118,7 @@ class RunConfig:
     steps: int
     seed: int = 0
     gradient_accumulation: int = 1
-    loss: LossConfig = LossConfig()
+    loss: Loss = LossConfig()
     evaluate_every_steps: int = 250
     evaluate_num_batches: int | None = None
     ema_decay: float | None = None

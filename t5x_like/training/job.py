@@ -116,6 +116,7 @@ def set_up(experiment: Experiment, mesh: Mesh, vocab_size: int) -> Job:
     create = state_factory(model, optimizer, seed=run.seed, use_ema=run.ema_decay is not None)
     schedule = schedule_of(experiment.optimizer, run.steps)
     step = make_train_step(
+        model,
         spec.graphdef,
         optimizer,
         schedule,

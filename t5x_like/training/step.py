@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 
 from t5x_like.kernels.randomness import row_keys
 from t5x_like.learning.gradient import loss_gradient
-from t5x_like.learning.loss import total_weights
+from t5x_like.learning.loss import Loss, total_weights
 from t5x_like.learning.router_losses import balance_experts, router_metrics
-from t5x_like.models.parameters import GraphDef, Params, merge
-from t5x_like.models.token_loss import Batch, LossConfig
+from t5x_like.models.parameters import GraphDef, Params
+from t5x_like.models.token_loss import Batch
+from t5x_like.models.transformer import ModelConfig
 from t5x_like.training.by_layer import by_layer, norm
 from t5x_like.training.guards import judge, select
 from t5x_like.training.state import TrainState, random_key
@@ -27,10 +28,11 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
+    config: ModelConfig,
     graphdef: GraphDef,
     optimizer: optax.GradientTransformation,
     schedule: Callable[[Array], Array],
-    loss: LossConfig,
+    loss: Loss,
     *,
     seed: int,
     gradient_accumulation: int = 1,
@@ -47,8 +49,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        model = merge(graphdef, state.params)
-        totals = total_weights(model, batch)
+        totals = total_weights(loss, config, batch)
         keys = row_keys(random_key(seed, "dropout", state.step), next(iter(batch.values())).shape[0])
 
         gradient = partial(loss_gradient, loss, graphdef, totals=totals, share=1 / gradient_accumulation)
@@ -63,7 +64,7 @@ def make_train_step(
             (grads, results), _ = lax.scan(accumulate, zeros, parts)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = balance_experts(model.config, optax.apply_updates(state.params, updates), results.stats)
+        params = balance_experts(config, optax.apply_updates(state.params, updates), results.stats)
         ema = state.ema
         if ema_decay is not None:
             ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
@@ -72,7 +73,7 @@ def make_train_step(
         params, opt_state, ema = select(ok, (params, opt_state, ema), (state.params, state.opt_state, state.ema))
         metrics = {
             **result_metrics,
-            **router_metrics(model.config, results.stats),
+            **router_metrics(config, results.stats),
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.guard.accepted), jnp.float32),
             "skipped": guard.skipped,

@@ -24,6 +24,9 @@ class OddHeadConfig(Head):
     def target(cls, side):
         return f"{side}_odd"
 
+    def weights(self, batch, side):
+        return {"tokens": batch["decoder_loss_weights"]}
+
     def build(self, spec, key):
         return OddHead(spec, key)
 
@@ -31,9 +34,6 @@ class OddHeadConfig(Head):
 class OddHead(HeadModule):
     def __init__(self, spec, key):
         self.out = spec.linear({"classes": 2}, True, key)
-
-    def weights(self, batch):
-        return {"tokens": batch["decoder_loss_weights"]}
 
     def terms(self, x, batch, **options):
         return {"tokens": classification("", self.out(x), batch["decoder_odd"], batch["decoder_loss_weights"])}

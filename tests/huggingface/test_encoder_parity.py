@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from t5x_like.huggingface.directory import CONFIG, choose_family, export_params, import_params, read_config
-from t5x_like.learning.loss import batch_loss
+from t5x_like.learning.loss import LossConfig, batch_loss
 from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import merge
-from t5x_like.models.token_loss import LossConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.sharding.placement import Placement
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_like.learning.gradient import loss_gradient
+from t5x_like.learning.loss import LossConfig
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
@@ -16,7 +17,6 @@ from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
 from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import PipelineConfig, StackConfig
-from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import EncoderConfig, EncoderDecoderConfig, build_model
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from tests import toy

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from t5x_like.errors import UserError
-from t5x_like.models.token_loss import LossConfig, token_loss
+from t5x_like.learning.loss import LossConfig
+from t5x_like.models.token_loss import token_loss
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 
 BATCH, LENGTH, EMBED, VOCAB = 8, 6, 16, 24

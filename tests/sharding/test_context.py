@@ -9,14 +9,13 @@ import pytest
 
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention import MaskSpec, RelativeBias
-from t5x_like.learning.loss import batch_loss
+from t5x_like.learning.loss import LossConfig, batch_loss
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import split
 from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import EncoderDecoderConfig, build_model
 from t5x_like.sharding import context
 from t5x_like.sharding.logical import on_devices

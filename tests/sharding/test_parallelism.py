@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_like.learning.loss import batch_loss
+from t5x_like.learning.loss import LossConfig, batch_loss
 from t5x_like.models.block import BlockConfig
 from t5x_like.models.feedforward.mlp import MLPConfig
 from t5x_like.models.feedforward.moe import MoEConfig
@@ -18,7 +18,6 @@ from t5x_like.models.parameters import split
 from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.positions import RotaryConfig
 from t5x_like.models.stack import PipelineConfig, StackConfig
-from t5x_like.models.token_loss import LossConfig
 from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig, build_model
 from t5x_like.sharding.mesh import MESH_AXES, MeshConfig, build_mesh
 

@@ -12,8 +12,7 @@ from t5x_like.checkpoints.manager import CheckpointConfig
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.data.build import build_data
 from t5x_like.errors import UserError
-from t5x_like.learning.loss import batch_loss
-from t5x_like.models.token_loss import LossConfig
+from t5x_like.learning.loss import LossConfig, batch_loss
 from t5x_like.reporting.metrics import read_metrics
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training import loop

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from t5x_like.data.tasks.task import Task
 from t5x_like.errors import UserError
 from t5x_like.models.parameters import Initializer, Linear, Module
-from t5x_like.models.token_loss import Batch, LossConfig, Term
+from t5x_like.models.token_loss import Batch, Term, TokenLoss
 
 Vectors = Float[Array, "batch length embed"]
 IsToken = Bool[Array, "batch length"]
@@ -43,18 +43,14 @@ class HeadSpec:
 
 
 class HeadModule(Module):
-    """Losses of a batch; `weights` says, from the batch alone, what each of them will be divided by."""
-
-    def weights(self, batch: Batch) -> dict[str, Float[Array, "..."]]:
-        """The weights of what each term is about, by the term's name."""
-        return {"sequences": batch["label_weights"]}
+    """The layers of a head: losses of a batch, and what it predicts."""
 
     def terms(
         self,
         x: Vectors,
         batch: Batch,
         *,
-        loss: LossConfig,
+        loss: TokenLoss,
         embedding: Float[Array, "vocab embed"],
         is_token: IsToken | None,
         dropout_key: PRNGKeyArray | None,
@@ -101,6 +97,10 @@ class Head(abc.ABC):
     @abc.abstractmethod
     def build(self, spec: HeadSpec, key: PRNGKeyArray) -> HeadModule:
         """The head's layers."""
+
+    def weights(self, batch: Batch, side: str) -> dict[str, Float[Array, "..."]]:
+        """The weights of what each term of its loss is about, by the term's name: what the term will be divided by."""
+        return {"sequences": batch["label_weights"]}
 
     def check(self, objective: str, features: Collection[str], tasks: Sequence[Task]) -> None:  # noqa: B027
         """Refuses features and tasks that have its target, and yet do not fit.

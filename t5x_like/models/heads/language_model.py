@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_like.configurable import configurable
 from t5x_like.data.tasks.task import Task
@@ -69,6 +69,10 @@ class LanguageModelHeadConfig(Head):
     def reads_embedding(self) -> bool:
         return self.tie_embeddings
 
+    def weights(self, batch: Batch, side: str) -> dict[str, Float[Array, "..."]]:
+        weights = {"tokens": batch[f"{side}_loss_weights"]}
+        return weights | {"pairs": batch["pair_weights"]} if self.classify_pairs else weights
+
     def build(self, spec: HeadSpec, key: PRNGKeyArray) -> HeadModule:
         return LanguageModelHead(self, spec, key)
 
@@ -96,10 +100,6 @@ class LanguageModelHead(HeadModule):
         pairs = SequenceClassificationHeadConfig(num_classes=2)
         self.pairs = Pooled(pairs, 2, spec, keys[2]) if config.classify_pairs else None
         self.features, self.dtype, self.config = spec.features, spec.dtype, config
-
-    def weights(self, batch: Batch) -> dict[str, Float[Array, "..."]]:
-        weights = {"tokens": batch[f"{self.features}_loss_weights"]}
-        return weights if self.pairs is None else weights | {"pairs": batch["pair_weights"]}
 
     def terms(self, x, batch, *, loss, embedding, is_token, dropout_key) -> dict[str, Term]:
         labels, weights = (batch[f"{self.features}_{name}"] for name in ("target_tokens", "loss_weights"))
@@ -134,3 +134,11 @@ class LanguageModelHead(HeadModule):
         scores = scores if self.bias is None else scores + self.bias[...]
         cap = self.config.soft_cap
         return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+    def log_likelihoods(
+        self, x: Float[Array, "*batch embed"], embedding: Float[Array, "vocab embed"], labels: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """The logarithm of the probability of each label, from all scores at once."""
+        scores = self.scores(x, embedding)
+        chosen = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(scores, axis=-1)

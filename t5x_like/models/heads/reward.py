@@ -23,6 +23,9 @@ class RewardHeadConfig(PooledHeadConfig):
     def target(cls, side: str) -> str:
         return "is_preferred"
 
+    def weights(self, batch: Batch, side: str) -> dict[str, Float[Array, "..."]]:
+        return {"sequences": batch["label_weights"][::2]}
+
     def build(self, spec: HeadSpec, key: PRNGKeyArray) -> HeadModule:
         return RewardHead(self, spec, key)
 
@@ -31,12 +34,9 @@ class RewardHead(HeadModule):
     def __init__(self, config: RewardHeadConfig, spec: HeadSpec, key: PRNGKeyArray):
         self.pooled = Pooled(config, 1, spec, key)
 
-    def weights(self, batch: Batch) -> dict[str, Float[Array, "..."]]:
-        return {"sequences": batch["label_weights"][::2]}
-
     def terms(self, x, batch, *, loss, embedding, is_token, dropout_key) -> dict[str, Term]:
         scores = self.pooled(x, is_token, dropout_key)[:, 0]
-        margin, weights = scores[::2] - scores[1::2], self.weights(batch)["sequences"]
+        margin, weights = scores[::2] - scores[1::2], batch["label_weights"][::2]
         objective = -jnp.sum(weights * jax.nn.log_sigmoid(margin))
         metrics = {"loss": objective, "accuracy": jnp.sum(weights * (margin > 0))}
         return {"sequences": Term(objective, weights.sum(), metrics)}

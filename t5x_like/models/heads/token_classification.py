@@ -50,6 +50,9 @@ class TokenClassificationHeadConfig(Head):
     def uses_dropout(self) -> bool:
         return self.dropout_rate > 0
 
+    def weights(self, batch: Batch, side: str) -> dict[str, Float[Array, "..."]]:
+        return {"tokens": batch[f"{side}_loss_weights"]}
+
     def build(self, spec: HeadSpec, key: PRNGKeyArray) -> HeadModule:
         return TokenClassificationHead(self, spec, key)
 
@@ -61,9 +64,6 @@ class TokenClassificationHead(HeadModule):
     def __init__(self, config: TokenClassificationHeadConfig, spec: HeadSpec, key: PRNGKeyArray):
         self.out = spec.linear({"classes": config.num_classes}, config.use_bias, key)
         self.features, self.dropout_rate = spec.features, config.dropout_rate
-
-    def weights(self, batch: Batch) -> dict[str, Float[Array, "..."]]:
-        return {"tokens": batch[f"{self.features}_loss_weights"]}
 
     def terms(self, x, batch, *, loss, embedding, is_token, dropout_key) -> dict[str, Term]:
         scores = self.scores(dropout(x, self.dropout_rate, dropout_key))
