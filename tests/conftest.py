@@ -29,8 +29,10 @@ import jaxtyping
 
 TYPED = os.environ.get("T5X_LIKE_TYPED") == "1"
 if TYPED:
+    import tests.typed  # noqa: F401
+
     # Before anything imports them: what is imported already stays unchecked.
-    jaxtyping.install_import_hook(["t5x_like.kernels", "t5x_like.models"], "beartype.beartype")
+    jaxtyping.install_import_hook(["t5x_like.kernels", "t5x_like.models"], "tests.typed.check")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
