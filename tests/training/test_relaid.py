@@ -13,8 +13,11 @@ from t5x_like.checkpoints.policy import CheckpointConfig
 from t5x_like.checkpoints.run_directory import RunDirectory
 from t5x_like.commands.train import forbidden_changes
 from t5x_like.configurable import to_dict
+from t5x_like.data.objectives.corruption import SpanCorruption
 from t5x_like.errors import UserError
+from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.stack import PipelineConfig
+from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.training import loop
 from t5x_like.training.initialize import InitialCheckpointConfig, with_parameters_of
@@ -176,3 +179,22 @@ def test_what_may_change_is_where_layers_are_and_not_what_they_are(tmp_path):
         model = dataclasses.replace(plain.model, stack=dataclasses.replace(plain.model.stack, **stack))
         (change,) = forbidden_changes(directory, dataclasses.replace(plain, model=model))
         assert change.startswith(line)
+
+
+def test_the_same_may_change_in_an_encoder_decoder(tmp_path):
+    directory, plain = RunDirectory(tmp_path), experiment(tmp_path / "a", "scanned")
+    crossing = dataclasses.replace(BLOCK, cross_attention=AttentionConfig(num_heads=4))
+    stacks = {"encoder": plain.model.stack, "decoder": dataclasses.replace(plain.model.stack, block=crossing)}
+    data = dataclasses.replace(plain.data, objective=SpanCorruption())
+
+    def model(**changed):
+        both = {name: dataclasses.replace(stack, **changed.get(name, {})) for name, stack in stacks.items()}
+        return dataclasses.replace(plain, data=data, model=EncoderDecoderConfig(d_model=16, **both))
+
+    saved = {"experiment": to_dict(model()), "versions": {"t5x_like": "0.2.0"}}
+    directory.config.write_text(json.dumps(saved))
+    changed = model(encoder={"scan_layers": False, "remat": "full"}, decoder={"block": (crossing, crossing)})
+    assert forbidden_changes(directory, changed) == []
+    assert changed.model.layers["encoder/unrolled/3"] == (3,)
+    assert changed.model.layers["decoder/scanned/1"] == (1, 3)
+    assert forbidden_changes(directory, model(decoder={"num_layers": 5})) == ["model.decoder.num_layers: 4 -> 5"]
