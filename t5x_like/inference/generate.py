@@ -167,11 +167,8 @@ def continue_tokens(
         """The last hidden vectors and the states; `encoded` is the encoder's output, needed the first time."""
         place = index + jnp.arange(tokens.shape[1], dtype=jnp.int32) - start[:, None]
         tokens = TokenInfo(jnp.maximum(place, 0), tokens, (place >= 0).astype(jnp.int32))
-        options = {"attend": attend_cached(index, start, length + steps), "states": states}
-        if inputs is None:
-            out = model(tokens, **options)
-        else:
-            out = model.decode(tokens, Encoded(encoded, inputs.segment_ids), **options)
+        given = None if inputs is None else Encoded(encoded, inputs.segment_ids)
+        out = model(tokens, given, attend=attend_cached(index, start, length + steps), states=states)
         return out.x[:, -1], out.states
 
     def advance(p: Progress) -> Progress:
@@ -181,8 +178,8 @@ def continue_tokens(
         hidden, states = read(token[:, None], length + p.step, p.states, None)
         return Progress(p.step + 1, hidden, p.done | (token == end), states, p.out.at[:, p.step].set(token))
 
-    encoded = None if inputs is None else model.encode(inputs).x
-    stack = config.stack if inputs is None else config.decoder
+    encoded = None if inputs is None else model(inputs, name="encoder").x
+    stack = list(config.stacks.values())[-1]
     states = empty_states(stack, config.d_model, config.dtype, batch_size, length + steps)
     hidden, states = read(tokens, jnp.int32(0), states, encoded)
     out = jnp.full((batch_size, steps), end, jnp.int32)

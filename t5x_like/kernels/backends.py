@@ -33,7 +33,9 @@ def choose(operation: str, backends: Mapping[str, Backend], backend: str, call: 
     """
     if backend != "auto" and backend not in backends:
         raise UserError(f"{operation}: there is no backend {backend!r}: choose from auto, {', '.join(backends)}.")
-    refusals = {name: entry.refusal(call) for name, entry in backends.items()}
+    refusals: dict[str, str | None] = {}
+    for name, entry in backends.items():
+        refusals[name] = entry.refusal(call)
     able = ", ".join(name for name, refusal in refusals.items() if refusal is None)
     if backend == "auto":
         return _choose_best(operation, backends, call, refusals, able)
@@ -44,7 +46,9 @@ def choose(operation: str, backends: Mapping[str, Backend], backend: str, call: 
 
 
 def _choose_best(operation, backends, call, refusals: dict[str, str | None], able: str) -> Backend:
-    against = {name: refusals[name] or entry.reserve(call) for name, entry in backends.items()}
+    against = refusals.copy()
+    for name, entry in backends.items():
+        against[name] = refusals[name] or entry.reserve(call)
     name = next(filter(lambda name: against[name] is None, backends), None)
     passed_over = "; ".join(f"{other} because {reason}" for other, reason in against.items() if reason is not None)
     if name is None:

@@ -12,7 +12,7 @@ from t5x_like.learning.router_losses import router_objective
 from t5x_like.models.context import Context, Encoded
 from t5x_like.models.feedforward.router_stats import RouterStats
 from t5x_like.models.parameters import GraphDef, Params, merge
-from t5x_like.models.stack import LayerResults, Stack, Vectors
+from t5x_like.models.stack import LayerResults, Vectors
 from t5x_like.models.token_loss import Batch
 from t5x_like.models.transformer import ModelConfig, Output, Transformer, token_info
 from t5x_like.sharding.pipeline.gpipe import num_stages, padded, padding
@@ -37,16 +37,16 @@ def loss_gradient(
     Where the mesh has stages and `PipelineConfig.schedule` of the last stack is `1f1b`, routers outside of its scanned
     cycles see one microbatch at a time, as those within do.
     """
-    model = merge(graphdef, params)
-    if num_stages() == 1 or not runs_1f1b(model.config):
+    config = merge(graphdef, params).config if num_stages() > 1 else None
+    if config is None or not runs_1f1b(config):
         options = {"totals": totals, "share": share}
         gradient = jax.grad(batch_loss, argnums=2, has_aux=True)
         return gradient(loss, graphdef, params, batch, dropout_key, **options)
-    totals = total_weights(loss, model.config, batch) if totals is None else totals
+    totals = total_weights(loss, config, batch) if totals is None else totals
     dropout_key = by_row(dropout_key, batch)
-    model_key, head_key = model.dropout_keys(dropout_key, 2)
-    with reordered(loss, model.config, batch, model_key) as batch:
-        return _scheduled(loss, graphdef, params, (batch, model_key, head_key), totals, share)
+    model_key, head_key = config.dropout_keys(dropout_key, 2)
+    with reordered(loss, config, batch, model_key) as batch:
+        return _scheduled(loss, config, graphdef, params, (batch, model_key, head_key), totals, share)
 
 
 def runs_1f1b(config: ModelConfig) -> bool:
@@ -55,27 +55,34 @@ def runs_1f1b(config: ModelConfig) -> bool:
 
 
 def _scheduled(
-    loss: Loss, graphdef: GraphDef, params: Params, rows: RowsOfBatch, totals: Totals, share: float
+    loss: Loss,
+    config: ModelConfig,
+    graphdef: GraphDef,
+    params: Params,
+    rows: RowsOfBatch,
+    totals: Totals,
+    share: float,
 ) -> tuple[Params, BatchLoss]:
     """The last stack by 1F1B; what an encoder computes before it is one piece, which runs again for its gradient."""
-    *before, name = merge(graphdef, params).config.stacks
+    *before, name = config.stacks
     if not before:
-        gradient, _, results = _scheduled_stack(loss, graphdef, params, rows, None, totals, share)
+        gradient, _, results = _scheduled_stack(loss, config, graphdef, params, rows, None, totals, share)
         return gradient, results
     batch, model_key, head_key = rows
-    encoder_key, decoder_key = merge(graphdef, params).dropout_keys(model_key, 2)
+    encoder_key, decoder_key = config.dropout_keys(model_key, 2)
     decoder = params[name]
 
     def encode(params: Params):
-        model = merge(graphdef, {**params, name: decoder})
-        out = model.encode(token_info(batch, "encoder"), dropout_key=encoder_key)
+        out = merge(graphdef, {**params, name: decoder})(
+            token_info(batch, "encoder"), name="encoder", dropout_key=encoder_key
+        )
         stats = {"encoder": out.stats}
-        return (out.x, share * router_objective(model.config, stats)), stats
+        return (out.x, share * router_objective(config, stats)), stats
 
     encoding = {part: value for part, value in params.items() if part != name}
     (encoded, objective), pull, stats = jax.vjp(jax.checkpoint(encode), encoding, has_aux=True)
     rows = batch, decoder_key, head_key
-    gradient, by_encoded, results = _scheduled_stack(loss, graphdef, params, rows, encoded, totals, share)
+    gradient, by_encoded, results = _scheduled_stack(loss, config, graphdef, params, rows, encoded, totals, share)
     (by_encoding,) = pull((by_encoded, jnp.ones_like(objective)))
     by_all = {part: jax.tree.map(jnp.add, gradient[part], by_encoding[part]) for part in by_encoding}
     stats = jax.tree.map(lambda mean: share * mean, stats)
@@ -84,6 +91,7 @@ def _scheduled(
 
 def _scheduled_stack(
     loss: Loss,
+    config: ModelConfig,
     graphdef: GraphDef,
     params: Params,
     rows: RowsOfBatch,
@@ -92,9 +100,9 @@ def _scheduled_stack(
     share: float,
 ) -> tuple[Params, Vectors | None, BatchLoss]:
     """Gradients by the parameters and by an encoder's output, and the results, of the last stack with its ends."""
-    name, stack = list(merge(graphdef, params).config.stacks.items())[-1]
+    name, stack = list(config.stacks.items())[-1]
     count, microbatches = stack.num_cycles, stack.pipeline.num_microbatches
-    model = _Model(loss, graphdef, name, params[name]["scanned"], totals, share / microbatches)
+    model = _Model(loss, config, graphdef, name, params[name]["scanned"], totals, share / microbatches)
     rest = {**params, name: {part: value for part, value in params[name].items() if part != "scanned"}}
     results, (by_layers, by_rest, by_encoded) = one_forward_one_backward(
         Pieces(model.first, model.layers, model.last),
@@ -121,6 +129,7 @@ class _Model(NamedTuple):
 
     Attributes:
       loss: what is minimised.
+      config: of the model.
       graphdef: of the model.
       name: of the stack.
       scanned: parameters of all cycles, of which only the structure is used here.
@@ -129,6 +138,7 @@ class _Model(NamedTuple):
     """
 
     loss: Loss
+    config: ModelConfig
     graphdef: GraphDef
     name: str
     scanned: Params
@@ -136,41 +146,36 @@ class _Model(NamedTuple):
     share: float
 
     def first(self, rest: Rest, rows: RowsOfBatch):
-        batch, *_ = rows
-        model, stack, context, embed_key = self.on_stage(rest, rows)
-        types = batch.get(f"{model.config.features}_token_types")
-        x = model.embed(context.tokens, token_types=types, dropout_key=embed_key)
-        x, results = stack.begin(x, context, {})
-        return (x, self.routers(model, "unrolled", results)), _stats(results)
+        model, context = self.on_stage(rest, rows)
+        x, results = model.begin(self.name, context, {})
+        return (x, self.routers("unrolled", results)), _stats(results)
 
     def layers(self, layers: Params, rest: Rest, x: Vectors, rows: RowsOfBatch):
-        model, stack, context, _ = self.on_stage(rest, rows)
+        model, context = self.on_stage(rest, rows)
+        stack = getattr(model, self.name)
         count = jax.tree.leaves(layers)[0].shape[0]
         numbers = lax.axis_index("stage") * count + jnp.arange(count)
         is_padded = count * lax.axis_size("stage") > stack.config.num_cycles
         x, results = stack.scan_cycles(x, (layers, {}, numbers), context, padded=is_padded)
-        return (x, self.routers(model, "scanned", results)), _stats(results)
+        return (x, self.routers("scanned", results)), _stats(results)
 
     def last(self, rest: Rest, x: Vectors, rows: RowsOfBatch):
         batch, _, head_key = rows
-        model, stack, context, _ = self.on_stage(rest, rows)
-        x, results = stack.end(x, context, {})
+        model, context = self.on_stage(rest, rows)
+        x, results = getattr(model, self.name).end(x, context, {})
         terms = self.loss.terms(model, Output(x, context.tokens, {}), batch, head_key)
         objective, *sums = summed(terms, self.totals)
-        return objective + self.routers(model, "unrolled", results), (*sums, _stats(results))
+        return objective + self.routers("unrolled", results), (*sums, _stats(results))
 
-    def on_stage(self, rest: Rest, rows: RowsOfBatch) -> tuple[Transformer, Stack, Context, PRNGKeyArray | None]:
-        """The model and its stack with these parameters, the context on a microbatch, and the key of its embedding."""
+    def on_stage(self, rest: Rest, rows: RowsOfBatch) -> tuple[Transformer, Context]:
+        """The model with these parameters, and the stack's context on a microbatch."""
         (batch, dropout_key, _), (params, encoded) = rows, rest
         model = merge(self.graphdef, {**params, self.name: {**params[self.name], "scanned": self.scanned}})
-        embed_key, stack_key = model.dropout_keys(dropout_key, 2)
-        tokens = model.ordered(token_info(batch, model.config.features))
         given = None if encoded is None else Encoded(encoded, token_info(batch, "encoder").segment_ids)
-        stack = getattr(model, self.name)
-        return model, stack, stack.biased(Context(tokens, given, dropout_key=stack_key)), embed_key
+        return model, model.context(self.name, token_info(batch, self.config.features), given, dropout_key)
 
-    def routers(self, model: Transformer, kind: str, results: LayerResults) -> Float[Array, ""]:
-        return self.share * router_objective(model.config, {self.name: {kind: _stats(results)}})
+    def routers(self, kind: str, results: LayerResults) -> Float[Array, ""]:
+        return self.share * router_objective(self.config, {self.name: {kind: _stats(results)}})
 
 
 def _stats(results: LayerResults) -> dict[str, RouterStats | None]:

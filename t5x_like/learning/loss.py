@@ -132,7 +132,7 @@ def batch_loss(
     """
     model = merge(graphdef, params)
     totals = total_weights(loss, model.config, batch) if totals is None else totals
-    model_key, head_key = model.dropout_keys(by_row(dropout_key, batch), 2)
+    model_key, head_key = model.config.dropout_keys(by_row(dropout_key, batch), 2)
     with reordered(loss, model.config, batch, model_key) as batch:
         output = model.run(batch, model_key)
     objective, sums, weights = summed(loss.terms(model, output, batch, head_key), totals)

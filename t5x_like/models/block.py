@@ -121,36 +121,33 @@ class Block(Module):
         keys = (None,) * 6 if context.dropout_key is None else split_keys(context.dropout_key, 6)
         mixer_state, kept = (None, None) if state is None else state
         stats = None
-        mix = lambda y: self.mixer(y, context.with_key(keys[0]), mixer_state)
-        feed = lambda y: self.feedforward(y, context.with_key(keys[1]))
+        mixed_with, fed_with = (context.with_key(keys[0]), mixer_state), (context.with_key(keys[1]),)
         if self.config.parallel:
             y = normalized(x, self.mixer_norm)
-            (mixed, mixer_state), (fed, stats) = mix(y), feed(y)
+            (mixed, mixer_state), (fed, stats) = self.mixer(y, *mixed_with), self.feedforward(y, *fed_with)
             mixed, fed = seen("mixer", mixed), seen("feedforward", fed)
             x = constrain(x + dropout(mixed + fed, self.config.dropout_rate, keys[2]), "batch", "length", "embed")
             return seen("output", x), None if state is None else BlockState(mixer_state, kept), stats
         if self.mixer is not None:
-            x, mixer_state = self.add(x, mix, self.mixer_norm, self.mixer_out_norm, keys[2], "mixer")
+            x, mixer_state = self.add("mixer", x, self.mixer, mixed_with, keys[2])
         if self.cross_attention is not None:
-            cross = lambda y: self.attend_encoded(y, context.with_key(keys[3]), kept)
-            norms = self.cross_attention_norm, self.cross_attention_out_norm
-            x, kept = self.add(x, cross, *norms, keys[4], "cross_attention")
+            crossed_with = context.with_key(keys[3]), kept
+            x, kept = self.add("cross_attention", x, self.attend_encoded, crossed_with, keys[4])
         if self.feedforward is not None:
-            x, stats = self.add(x, feed, self.feedforward_norm, self.feedforward_out_norm, keys[5], "feedforward")
+            x, stats = self.add("feedforward", x, self.feedforward, fed_with, keys[5])
         return seen("output", x), None if state is None else BlockState(mixer_state, kept), stats
 
     def add(
         self,
-        x: Float[Array, "batch length embed"],
-        part: Callable[[Float[Array, "batch length embed"]], tuple[Float[Array, "batch length embed"], Any]],
-        norm: Module | None,
-        out_norm: Module | None,
-        dropout_key: PRNGKeyArray | None,
         name: str,
+        x: Float[Array, "batch length embed"],
+        part: Callable[..., tuple[Float[Array, "batch length embed"], Any]],
+        given: tuple[Any, ...],
+        dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch length embed"], Any]:
-        """Adds a part of the block to the stream; returns what else the part returns beside it."""
-        place = self.config.norm_place
-        y, rest = part(normalized(x, norm) if place in ("pre", "sandwich") else x)
+        """Adds a part of the block, which takes what is `given`, to the stream; returns what else the part returns."""
+        place, norm, out_norm = self.config.norm_place, getattr(self, f"{name}_norm"), getattr(self, f"{name}_out_norm")
+        y, rest = part(normalized(x, norm) if place in ("pre", "sandwich") else x, *given)
         if place in ("post_branch", "sandwich"):
             y = normalized(y, norm if place == "post_branch" else out_norm)
         x = x + dropout(seen(name, y), self.config.dropout_rate, dropout_key)

@@ -21,6 +21,7 @@ class TokenInfo(NamedTuple):
       segment_ids: tokens attend within equal ids only; 0 is padding. None: one segment.
       order: what a causal mask compares, where it is not the place in the row: equal numbers see each other.
       key_mask: 0 where a token may not be attended to; None: nowhere.
+      types: in [0, num_token_types); None: 0 everywhere.
     """
 
     positions: Int[Array, "batch length"]
@@ -28,6 +29,7 @@ class TokenInfo(NamedTuple):
     segment_ids: Int[Array, "batch length"] | None = None
     order: Int[Array, "batch length"] | None = None
     key_mask: Int[Array, "batch length"] | None = None
+    types: Int[Array, "batch length"] | None = None
 
     @property
     def is_token(self) -> Bool[Array, "batch length"] | None:
@@ -104,6 +106,7 @@ class Context:
       bias: of the positions, for the stack's attention.
       dropout_key: one, or one per row, which a pipeline needs; None: no dropout.
       attend: the core of attention.
+      embed_key: as `dropout_key`, for the embedded tokens.
     """
 
     tokens: TokenInfo
@@ -111,6 +114,7 @@ class Context:
     bias: Bias = Bias()
     dropout_key: PRNGKeyArray | None = None
     attend: Attend = dataclasses.field(default=attend_within, metadata={"static": True})
+    embed_key: PRNGKeyArray | None = None
 
     def with_key(self, dropout_key: PRNGKeyArray | None) -> "Context":
         """The same with the key of one part."""

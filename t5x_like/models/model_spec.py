@@ -6,7 +6,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from t5x_like.models.parameters import GraphDef, Params, logical_axes, split
-from t5x_like.models.transformer import ModelConfig, build_model
+from t5x_like.models.transformer import ModelConfig
 
 
 class ModelSpec(NamedTuple):
@@ -22,7 +22,7 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     spec = {}
 
     def build(key: PRNGKeyArray) -> Params:
-        model = build_model(config, key)
+        model = config.build(key)
         spec["graphdef"], params = split(model)
         spec["axes"] = logical_axes(model)
         return params

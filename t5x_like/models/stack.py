@@ -21,7 +21,6 @@ from t5x_like.models.layer_spec import LayerSpec
 from t5x_like.models.mixers.mixer import Mixer
 from t5x_like.models.norms import Norm, NormConfig
 from t5x_like.models.parameters import (
-    GraphDef,
     Initializer,
     Initializers,
     Module,
@@ -32,7 +31,7 @@ from t5x_like.models.parameters import (
     stack_modules,
 )
 from t5x_like.models.position_biases import PositionBias
-from t5x_like.models.probe import Sizes, layer_sizes, show
+from t5x_like.models.probe import Sizes, layer_sizes
 from t5x_like.models.remat import NAMED_TENSORS, Remat, checkpointed
 from t5x_like.sharding.pipeline import gpipe as pipeline
 
@@ -265,25 +264,9 @@ class Stack(Module):
         self.final_norm = None if config.final_norm is None else config.final_norm.build(d_model)
         self.config = config
 
-    def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        context: Context,
-        states: States | None = None,
-    ) -> StackOutput:
-        """Runs all layers; what belongs to scanned layers is stacked over the cycles."""
-        context = self.biased(context)
-        given = {"scanned": {}, "unrolled": {}} if states is None else states
-        x, begun = self.begin(x, context, given["unrolled"])
-        x, cycles = self.run_cycles(x, context, given["scanned"])
-        x, ended = self.end(x, context, given["unrolled"])
-        results = {"scanned": cycles, "unrolled": begun | ended}
-        show({kind: {i: result.sizes for i, result in layers.items()} for kind, layers in results.items()})
-        return StackOutput(x, results)
-
-    def biased(self, context: Context) -> Context:
-        """The context of a run of these layers."""
-        return dataclasses.replace(context, bias=Bias() if self.position_bias is None else self.position_bias())
+    def bias(self) -> Bias:
+        """What all layers add to attention."""
+        return Bias() if self.position_bias is None else self.position_bias()
 
     def begin(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
         """The layers before the cycles."""
@@ -301,9 +284,8 @@ class Stack(Module):
     ) -> tuple[Vectors, LayerResults]:
         results = {}
         for i in layers:
-            graphdef, params = split(self.unrolled[str(i)])
-            layer = self.config.checkpointed(partial(run_layer, graphdef), in_scan=False)
-            x, results[str(i)] = layer(x, params, states.get(str(i)), jnp.int32(i), context)
+            layer = self.config.checkpointed(partial(run_layer, self.unrolled[str(i)]), in_scan=False)
+            x, results[str(i)] = layer(x, states.get(str(i)), jnp.int32(i), context)
         return x, results
 
     def run_cycles(self, x: Vectors, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
@@ -323,7 +305,7 @@ class Stack(Module):
             ),
             (pipeline.padded(layers[0], padding), {}, jnp.arange(count + padding)),
             x,
-            dataclasses.replace(context, bias=None),
+            dataclasses.replace(context, bias=None, embed_key=None),
             context.bias,
             num_microbatches=schedule.num_microbatches,
             repeats=schedule.repeats,
@@ -339,13 +321,13 @@ class Stack(Module):
         """
         config, size = self.config, len(self.config.cycle)
         graphdefs = [split(self.scanned[str(i)])[0] for i in range(size)]
-        blocks = [config.checkpointed(partial(run_layer, graphdef), in_scan=True) for graphdef in graphdefs]
 
         def cycle(x: Vectors, layer: tuple[Params, Any, Array]) -> tuple[Vectors, LayerResults]:
             params, states, number = layer
             results, begin = {}, len(config.first) + number * size
-            for i, block in enumerate(blocks):
-                x, results[str(i)] = block(x, params[str(i)], states.get(str(i)), begin + i, context)
+            for i, graphdef in enumerate(graphdefs):
+                layer = config.checkpointed(partial(run_layer, merge(graphdef, params[str(i)])), in_scan=True)
+                x, results[str(i)] = layer(x, states.get(str(i)), begin + i, context)
             return x, results
 
         def cycle_or_nothing(x, layer):
@@ -356,9 +338,8 @@ class Stack(Module):
 
 
 def run_layer(
-    graphdef: GraphDef,
+    block: Block,
     x: Vectors,
-    params: Params,
     state: BlockState | None,
     number: Int[Array, ""],
     context: Context,
@@ -367,5 +348,5 @@ def run_layer(
     if context.dropout_key is not None:
         context = context.with_key(fold_in(context.dropout_key, number))
     with layer_sizes() as sizes:
-        x, *result = merge(graphdef, params)(x, context, state)
+        x, *result = block(x, context, state)
     return x, LayerResult(*result, sizes)

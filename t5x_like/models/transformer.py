@@ -1,17 +1,19 @@
 """Whole models: decoder (GPT), encoder (BERT) and encoder-decoder (T5), from token ids to vectors."""
 
+import abc
 import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_like.configurable import configurable, import_parts, inert
 from t5x_like.errors import UserError
 from t5x_like.kernels.attention.masks import MaskSpec
 from t5x_like.kernels.randomness import split_keys
+from t5x_like.models.block import BlockState
 from t5x_like.models.context import Attend, Context, Encoded, TokenInfo, attend_within
 from t5x_like.models.feedforward.mlp import dropout
 from t5x_like.models.heads.head import Head, HeadSpec
@@ -19,16 +21,15 @@ from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.norms import Norm
 from t5x_like.models.parameters import InitializerConfig, Initializers, Module, parameter
 from t5x_like.models.positions import Positions
-from t5x_like.models.stack import Stack, StackConfig, StackOutput, States
+from t5x_like.models.probe import show
+from t5x_like.models.stack import LayerResults, Stack, StackConfig, StackOutput, States, Vectors
 from t5x_like.models.token_loss import Batch
 from t5x_like.sharding.logical import constrain
 
-Ids = Int[Array, "batch length"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """What all models have.
+class ModelConfig(abc.ABC):
+    """The role of a model, and what all have: its stacks are the fields that are StackConfigs, in the order they run.
 
     Attributes:
       d_model: width of the residual stream.
@@ -97,6 +98,15 @@ class TransformerConfig:
             )
 
     @property
+    @abc.abstractmethod
+    def features(self) -> Literal["encoder", "decoder"]:
+        """The first part of the names of the arrays that the last stack and the head read."""
+
+    def build(self, key: PRNGKeyArray) -> "Transformer":
+        """The model with random parameters."""
+        return Transformer(self, key)
+
+    @property
     def stacks(self) -> dict[str, StackConfig]:
         """The stacks by the name of their field."""
         return {
@@ -112,6 +122,12 @@ class TransformerConfig:
         return {"/".join((name, *place)): numbers for name, stack in stacks for place, numbers in stack.places.items()}
 
     @property
+    def sides(self) -> dict[str, Literal["encoder", "decoder"]]:
+        """What each stack is: an encoder sees tokens behind, a decoder does not."""
+        *before, last = self.stacks
+        return dict.fromkeys(before, "encoder") | {last: self.features}
+
+    @property
     def reads_inputs(self) -> bool:
         """Whether texts to read and texts to write are apart: an encoder-decoder."""
         return len(self.stacks) > 1
@@ -125,6 +141,12 @@ class TransformerConfig:
     def uses_dropout(self) -> bool:
         blocks = (block for stack in self.stacks.values() for block in stack.distinct)
         return self.dropout_rate > 0 or self.head.uses_dropout or any(block.uses_dropout for block in blocks)
+
+    def dropout_keys(self, dropout_key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
+        """Keys for parts of the model; None without a key, or without any dropout."""
+        if dropout_key is None or not self.uses_dropout:
+            return [None] * count
+        return split_keys(dropout_key, count)
 
     def initializers(self, stack: str) -> Initializers:
         """How the projections of a stack's blocks start."""
@@ -142,7 +164,7 @@ class TransformerConfig:
 
 
 @configurable
-class DecoderConfig(TransformerConfig):
+class DecoderConfig(ModelConfig):
     """A decoder-only language model (GPT, Llama, ...).
 
     Attributes:
@@ -150,12 +172,11 @@ class DecoderConfig(TransformerConfig):
     """
 
     stack: StackConfig
-    # The first part of the names of the arrays that the head reads.
     features = "decoder"
 
 
 @configurable
-class EncoderConfig(TransformerConfig):
+class EncoderConfig(ModelConfig):
     """A bidirectional encoder (BERT, RoBERTa, ModernBERT).
 
     Attributes:
@@ -167,7 +188,7 @@ class EncoderConfig(TransformerConfig):
 
 
 @configurable
-class EncoderDecoderConfig(TransformerConfig):
+class EncoderDecoderConfig(ModelConfig):
     """An encoder, and a decoder whose blocks attend to its output too (Vaswani et al. 2017; T5).
 
     Both share the token embedding.
@@ -179,11 +200,7 @@ class EncoderDecoderConfig(TransformerConfig):
 
     encoder: StackConfig
     decoder: StackConfig
-    # The first part of the names of the arrays that the head reads.
     features = "decoder"
-
-
-ModelConfig = DecoderConfig | EncoderConfig | EncoderDecoderConfig
 
 
 class Output(NamedTuple):
@@ -205,6 +222,7 @@ class Transformer(Module):
 
     def __init__(self, config: ModelConfig, key: PRNGKeyArray):
         assert config.vocab_size is not None, "the vocabulary's size is resolved before the model is built"
+        key, *stack_keys = jax.random.split(key, 1 + len(config.stacks))
         keys = jax.random.split(key, 4)
         init = config.embedding_init.build()
         table = lambda key, rows, axis: parameter(
@@ -226,15 +244,72 @@ class Transformer(Module):
             keys[3],
         )
         self.config = config
+        for (name, stack), stack_key in zip(config.stacks.items(), stack_keys, strict=True):
+            options = {"inits": config.initializers(name), "dtype": jnp.dtype(config.dtype), "key": stack_key}
+            mask = MaskSpec(causal=config.sides[name] == "decoder")
+            setattr(self, name, Stack(stack, config.d_model, mask=mask, **options))
 
-    def stack_of(self, name: str, key: PRNGKeyArray, *, causal: bool) -> Stack:
-        config = self.config
-        options = {"inits": config.initializers(name), "dtype": jnp.dtype(config.dtype)}
-        return Stack(config.stacks[name], config.d_model, mask=MaskSpec(causal=causal), key=key, **options)
+    def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
+        """All stacks on a batch, each attending to what comes out of the one before."""
+        names = list(self.config.stacks)
+        keys = [dropout_key] if len(names) == 1 else self.config.dropout_keys(dropout_key, len(names))
+        encoded, stats = None, {}
+        for name, key in zip(names, keys, strict=True):
+            tokens = token_info(batch, self.config.sides[name])
+            out = self(tokens, encoded, name=name, dropout_key=key)
+            encoded, stats[name] = Encoded(out.x, tokens.segment_ids), out.stats
+        return Output(out.x, tokens, stats)
 
-    def embed(
-        self, tokens: TokenInfo, *, token_types: Ids | None = None, dropout_key: PRNGKeyArray | None = None
-    ) -> Float[Array, "batch length embed"]:
+    def __call__(
+        self,
+        tokens: TokenInfo,
+        encoded: Encoded | None = None,
+        *,
+        name: str | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+        attend: Attend = attend_within,
+        states: States | None = None,
+    ) -> StackOutput:
+        """One stack on tokens: vectors behind its last layer.
+
+        Args:
+          tokens: see `token_info`.
+          encoded: what a decoder attends to.
+          name: of the stack; None: the last.
+          dropout_key: one, or one per row (a pipeline needs that); turns dropout on, where the configuration has any.
+          attend: the core of attention (see `models.context.Attend`).
+          states: the layers' states for `attend`.
+        """
+        name = name or list(self.config.stacks)[-1]
+        given = {"scanned": {}, "unrolled": {}} if states is None else states
+        context = self.context(name, tokens, encoded, dropout_key, attend)
+        x, begun = self.begin(name, context, given["unrolled"])
+        x, cycles = getattr(self, name).run_cycles(x, context, given["scanned"])
+        x, ended = getattr(self, name).end(x, context, given["unrolled"])
+        results = {"scanned": cycles, "unrolled": begun | ended}
+        show({kind: {i: result.sizes for i, result in layers.items()} for kind, layers in results.items()})
+        return StackOutput(x, results)
+
+    def context(
+        self,
+        name: str,
+        tokens: TokenInfo,
+        encoded: Encoded | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+        attend: Attend = attend_within,
+    ) -> Context:
+        """What goes down through a stack: `begin`, its cycles, and its end."""
+        embed_key, stack_key = self.config.dropout_keys(dropout_key, 2)
+        stack = getattr(self, name)
+        if tokens.order is None and any(mixer.needs_order for mixer in stack.config.mixers):
+            tokens = tokens._replace(order=tokens.positions)
+        return Context(tokens, encoded, stack.bias(), stack_key, attend, embed_key)
+
+    def begin(self, name: str, context: Context, states: dict[str, BlockState]) -> tuple[Vectors, LayerResults]:
+        """The embedded tokens, through the layers before a stack's cycles."""
+        return getattr(self, name).begin(self.embed(context.tokens, context.embed_key), context, states)
+
+    def embed(self, tokens: TokenInfo, dropout_key: PRNGKeyArray | None) -> Vectors:
         # Looked up from rows that are whole: rows sharded over the batch's axes would come back in the wrong layout.
         x = constrain(self.embedding[...], "vocab", None)[tokens.ids]
         if self.config.scale_embedding:
@@ -242,126 +317,20 @@ class Transformer(Module):
         if self.positions is not None:
             x = x + self.positions(tokens.positions)
         if self.token_types is not None:
-            x = x + self.token_types[...][jnp.zeros_like(tokens.ids) if token_types is None else token_types]
+            x = x + self.token_types[...][jnp.zeros_like(tokens.ids) if tokens.types is None else tokens.types]
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = dropout(x.astype(self.config.dtype), self.config.dropout_rate, dropout_key)
         return constrain(x, "batch", "length", "embed")
 
-    def ordered(self, tokens: TokenInfo) -> TokenInfo:
-        """The tokens as the layers see them."""
-        return tokens
-
-    def dropout_keys(self, dropout_key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
-        """Keys for parts of the model; None without a key, or without any dropout."""
-        if dropout_key is None or not self.config.uses_dropout:
-            return [None] * count
-        return split_keys(dropout_key, count)
-
-
-class Decoder(Transformer):
-    def __init__(self, config: DecoderConfig, key: PRNGKeyArray):
-        key, stack_key = jax.random.split(key)
-        super().__init__(config, key)
-        self.stack = self.stack_of("stack", stack_key, causal=True)
-
-    def __call__(
-        self,
-        tokens: TokenInfo,
-        *,
-        dropout_key: PRNGKeyArray | None = None,
-        attend: Attend = attend_within,
-        states: States | None = None,
-    ) -> StackOutput:
-        """Vectors behind the last layer.
-
-        Args:
-          tokens: see `token_info`.
-          dropout_key: one, or one per row (a pipeline needs that); turns dropout on, where the configuration has any.
-          attend: the core of attention (see `models.context.Attend`).
-          states: the layers' states for `attend`.
-        """
-        embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        x = self.embed(tokens, dropout_key=embed_key)
-        return self.stack(x, Context(self.ordered(tokens), dropout_key=stack_key, attend=attend), states)
-
-    def ordered(self, tokens: TokenInfo) -> TokenInfo:
-        counts = any(mixer.needs_order for mixer in self.config.stack.mixers)
-        return tokens._replace(order=tokens.positions) if counts and tokens.order is None else tokens
-
-    def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
-        tokens = token_info(batch, "decoder")
-        out = self(tokens, dropout_key=dropout_key)
-        return Output(out.x, tokens, {"stack": out.stats})
-
-
-class Encoder(Transformer):
-    def __init__(self, config: EncoderConfig, key: PRNGKeyArray):
-        key, stack_key = jax.random.split(key)
-        super().__init__(config, key)
-        self.stack = self.stack_of("stack", stack_key, causal=False)
-
-    def __call__(
-        self, tokens: TokenInfo, *, token_types: Ids | None = None, dropout_key: PRNGKeyArray | None = None
-    ) -> StackOutput:
-        """Vectors behind the last layer; `token_types` are ids in [0, num_token_types), None: 0 everywhere."""
-        embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        x = self.embed(tokens, token_types=token_types, dropout_key=embed_key)
-        return self.stack(x, Context(tokens, dropout_key=stack_key))
-
-    def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
-        tokens = token_info(batch, "encoder")
-        out = self(tokens, token_types=batch.get("encoder_token_types"), dropout_key=dropout_key)
-        return Output(out.x, tokens, {"stack": out.stats})
-
-
-class EncoderDecoder(Transformer):
-    def __init__(self, config: EncoderDecoderConfig, key: PRNGKeyArray):
-        key, encoder_key, decoder_key = jax.random.split(key, 3)
-        super().__init__(config, key)
-        self.encoder = self.stack_of("encoder", encoder_key, causal=False)
-        self.decoder = self.stack_of("decoder", decoder_key, causal=True)
-
-    def encode(self, tokens: TokenInfo, *, dropout_key: PRNGKeyArray | None = None) -> StackOutput:
-        """Vectors behind the encoder's last layer."""
-        embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        return self.encoder(self.embed(tokens, dropout_key=embed_key), Context(tokens, dropout_key=stack_key))
-
-    def decode(
-        self,
-        tokens: TokenInfo,
-        encoded: Encoded,
-        *,
-        dropout_key: PRNGKeyArray | None = None,
-        attend: Attend = attend_within,
-        states: States | None = None,
-    ) -> StackOutput:
-        """Vectors behind the decoder's last layer; the arguments are those of `Decoder`."""
-        embed_key, stack_key = self.dropout_keys(dropout_key, 2)
-        x = self.embed(tokens, dropout_key=embed_key)
-        return self.decoder(x, Context(tokens, encoded, dropout_key=stack_key, attend=attend), states)
-
-    def run(self, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Output:
-        encoder_key, decoder_key = self.dropout_keys(dropout_key, 2)
-        inputs, targets = token_info(batch, "encoder"), token_info(batch, "decoder")
-        encoded = self.encode(inputs, dropout_key=encoder_key)
-        decoded = self.decode(targets, Encoded(encoded.x, inputs.segment_ids), dropout_key=decoder_key)
-        return Output(decoded.x, targets, {"encoder": encoded.stats, "decoder": decoded.stats})
-
-
-def build_model(config: ModelConfig, key: PRNGKeyArray) -> Transformer:
-    kinds = {DecoderConfig: Decoder, EncoderConfig: Encoder, EncoderDecoderConfig: EncoderDecoder}
-    return kinds[type(config)](config, key)
-
 
 def token_info(batch: Batch, side: Literal["encoder", "decoder"] = "decoder") -> TokenInfo:
     """The tokens of one side of a batch; without positions they are consecutive."""
-    names = ("positions", "segment_ids", "order", "key_mask")
-    given = {name: batch.get(f"{side}_{name}") for name in names}
+    given = {name: batch.get(f"{side}_{name}") for name in ("positions", "segment_ids", "order", "key_mask")}
     ids = batch[f"{side}_input_tokens"]
     if given["positions"] is None:
         given["positions"] = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    return TokenInfo(ids=ids, **given)
+    return TokenInfo(ids=ids, types=batch.get(f"{side}_token_types"), **given)
 
 
 import_parts("t5x_like.models.heads")

@@ -8,7 +8,7 @@ from t5x_like.data.config import DataConfig
 from t5x_like.errors import UserError
 from t5x_like.learning.loss import Loss, LossConfig
 from t5x_like.models.heads.head import Head
-from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.mesh import MeshConfig
 from t5x_like.training.effects import EffectConfig
 from t5x_like.training.guards import GuardConfig
@@ -153,7 +153,7 @@ class Experiment:
       run: how long, and what to write down.
     """
 
-    model: DecoderConfig | EncoderConfig | EncoderDecoderConfig
+    model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
     mesh: MeshConfig = MeshConfig()

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from t5x_like.models.parameters import Params, split
-from t5x_like.models.transformer import ModelConfig, build_model
+from t5x_like.models.transformer import ModelConfig
 from t5x_like.sharding.placement import Placement
 from t5x_like.training.guards import GuardState, initial_guard
 from t5x_like.training.optimizers import state_axes
@@ -45,7 +45,7 @@ def state_factory(
     """A function that makes the state of step 0 (trace it, or run it under `jax.jit` with out_shardings)."""
 
     def create() -> TrainState:
-        params = split(build_model(config, random_key(seed, "params")))[1]
+        params = split(config.build(random_key(seed, "params")))[1]
         # A copy: two leaves of a donated state must not share one buffer.
         ema = jax.tree.map(jnp.copy, params) if use_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, initial_guard())

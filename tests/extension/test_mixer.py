@@ -5,7 +5,6 @@ import numpy as np
 
 from t5x_like.configurable import REGISTRY
 from t5x_like.inference.cache import attend_cached, empty_states
-from t5x_like.models.transformer import build_model
 from tests import toy
 
 MIXER = '''
@@ -59,7 +58,7 @@ def test_a_mixer(train, capsys):
 def reads_in_parts_what_it_reads_at_once(mixer):
     stack = toy.model().stack
     stack = dataclasses.replace(stack, block=dataclasses.replace(stack.block, mixer=mixer))
-    model = build_model(toy.model(vocab_size=toy.VOCAB, stack=stack), jax.random.key(0))
+    model = toy.model(vocab_size=toy.VOCAB, stack=stack).build(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, toy.VOCAB, (2, 9))
     whole = model(toy.tokens(ids)).x
     states, parts = empty_states(model.config.stack, model.config.d_model, "float32", 2, 9), []

@@ -13,7 +13,6 @@ from t5x_like.huggingface.families.layers import repeated
 from t5x_like.huggingface.safetensors import Tensor, open_tensors, write_tensors
 from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
-from t5x_like.models.transformer import build_model
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.sharding.placement import Placement
 
@@ -87,7 +86,7 @@ def export(directory, fields):
     directory.mkdir(exist_ok=True)
     (directory / CONFIG).write_text(json.dumps({**COMMON, **fields}))
     family, config, _ = read_config(directory)
-    params = jax.jit(lambda: split(build_model(config, jax.random.key(0)))[1])()
+    params = jax.jit(lambda: split(config.build(jax.random.key(0)))[1])()
     leaves, tree = jax.tree.flatten(params)
     # No parameter keeps the value it starts with.
     rng = np.random.default_rng(0)

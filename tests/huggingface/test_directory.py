@@ -16,7 +16,6 @@ from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.model_spec import model_spec
 from t5x_like.models.norms import NormConfig
 from t5x_like.models.parameters import split
-from t5x_like.models.transformer import Decoder
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from t5x_like.sharding.placement import Placement
 from tests import toy
@@ -30,7 +29,7 @@ def export(directory, config=None, *, max_file_bytes=10**9, **fields):
     directory.mkdir(exist_ok=True)
     family, written = choose_family(config, 32)
     (directory / CONFIG).write_text(json.dumps({**written, **fields}))
-    params = jax.jit(lambda: split(Decoder(config, jax.random.key(0)))[1])()
+    params = jax.jit(lambda: split(config.build(jax.random.key(0)))[1])()
     size = config.vocab_size
     export_params(directory, family, config, params, vocab_size=size, dtype="float32", max_file_bytes=max_file_bytes)
     return params

@@ -19,7 +19,7 @@ from t5x_like.models.parameters import merge, split
 from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.positions import LearnedPositionsConfig, RotaryConfig, YarnScaling
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import Decoder, EncoderDecoderConfig, build_model
+from t5x_like.models.transformer import EncoderDecoderConfig
 from tests import toy
 
 GREEDY = Sampling(temperature=0)
@@ -70,7 +70,7 @@ def decoder(request):
     elif request.param == "chunks":
         config = with_block(config, mixer=AttentionConfig(num_heads=4, chunk=5, soft_cap=3.0))
     # Larger weights than usual: untrained models are nearly indifferent between tokens.
-    model = Decoder(config, jax.random.key(0))
+    model = config.build(jax.random.key(0))
     graphdef, params = split(model)
     return graphdef, jax.tree.map(lambda a: a * 4 if a.ndim > 1 else a, params)
 
@@ -124,7 +124,7 @@ def test_an_encoder_decoder_writes_what_the_plain_loop_writes():
         decoder=StackConfig(num_layers=3, block=crossed, position_bias=bias),
         head=LanguageModelHeadConfig(tie_embeddings=False),
     )
-    graphdef, params = split(build_model(config, jax.random.key(0)))
+    graphdef, params = split(config.build(jax.random.key(0)))
     params = jax.tree.map(lambda a: a * 4 if a.ndim > 1 else a, params)
     model, inputs = merge(graphdef, params), [[5, 9, 2, 40], [3], [7, 7, 8]]
     texts = generate_from_inputs(graphdef, params, inputs, start_id=0, max_new_tokens=8, sampling=GREEDY)

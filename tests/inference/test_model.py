@@ -17,7 +17,7 @@ from t5x_like.inference.model import LoadedModel
 from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import merge, split
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import EncoderDecoderConfig, build_model
+from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig, place
 from t5x_like.sharding.placement import ContextConfig
 from tests import toy
@@ -137,7 +137,7 @@ def test_an_encoder_decoder_scores_pairs():
     crossing = dataclasses.replace(block, cross_attention=AttentionConfig(num_heads=4))
     stacks = {"encoder": StackConfig(num_layers=1, block=block), "decoder": StackConfig(num_layers=1, block=crossing)}
     config = EncoderDecoderConfig(d_model=32, vocab_size=259, dtype="float32", **stacks)
-    graphdef, params = split(build_model(config, jax.random.key(0)))
+    graphdef, params = split(config.build(jax.random.key(0)))
     model = LoadedModel(config, graphdef, params, ByteTokenizer(), place(MeshConfig()), context_length=64)
     pairs = [("ab", "cd"), ("a longer one", "b")]
     scores = model.score(pairs)

@@ -17,7 +17,7 @@ from t5x_like.models.model_spec import model_spec
 from t5x_like.models.parameters import split
 from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import PipelineConfig, StackConfig
-from t5x_like.models.transformer import EncoderConfig, EncoderDecoderConfig, build_model
+from t5x_like.models.transformer import EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
 from tests import toy
 
@@ -40,7 +40,7 @@ def compiled(model, batch, mesh_config, devices):
     places = mesh_config.on(mesh).shardings(spec.axes, spec.params)
     gradient = lambda params: loss_gradient(LossConfig(), spec.graphdef, params, batch, jax.random.key(1))
     with mesh_config.on(mesh).use():
-        params = jax.jit(lambda: split(build_model(model, jax.random.key(0)))[1], out_shardings=places)()
+        params = jax.jit(lambda: split(model.build(jax.random.key(0)))[1], out_shardings=places)()
         return jax.jit(gradient, out_shardings=(places, None)).lower(params).compile(), params
 
 

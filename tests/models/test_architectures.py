@@ -17,7 +17,7 @@ from t5x_like.models.parameters import merge, split
 from t5x_like.models.position_biases import AlibiConfig, RelativeBiasConfig
 from t5x_like.models.positions import DynamicScaling, LearnedPositionsConfig, LongRopeScaling, RotaryConfig, rotate
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig, build_model
+from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from tests import toy
 
 BATCH, LENGTH, VOCAB, WIDTH = 2, 12, 29, 16
@@ -73,7 +73,7 @@ DECODERS = {
 
 
 def build(config, seed=0):
-    graphdef, params = split(jax.jit(build_model, static_argnums=0)(config, jax.random.key(seed)))
+    graphdef, params = split(jax.jit(config.build)(jax.random.key(seed)))
     # Larger than usual, and nothing at its start: every parameter must matter.
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
@@ -115,7 +115,7 @@ def test_scanned_cycles_compute_what_unrolled_layers_do(name, tokens):
         layers[str(i)] = layer if index is None else jax.tree.map(lambda a, index=index: a[index], layer)
     others = {key: value for key, value in params["stack"].items() if key not in ("scanned", "unrolled")}
     unrolled = {**params, "stack": {**others, "unrolled": layers}}
-    plain_graphdef, _ = split(build_model(plain, jax.random.key(0)))
+    plain_graphdef, _ = split(plain.build(jax.random.key(0)))
     expected = merge(plain_graphdef, unrolled)(toy.tokens(tokens)).x
     np.testing.assert_allclose(merge(graphdef, params)(toy.tokens(tokens)).x, expected, rtol=1e-4, atol=1e-5)
 
@@ -229,7 +229,7 @@ def test_rotary_scalings_of_long_texts_begin_where_the_training_texts_end():
 def test_depth_does_not_grow_the_program():
     def size(num_layers):
         config = decoder(stack(block(attention()), num_layers=num_layers))
-        graphdef, params = split(build_model(config, jax.random.key(0)))
+        graphdef, params = split(config.build(jax.random.key(0)))
         run = lambda params, tokens: merge(graphdef, params)(toy.tokens(tokens)).x
         return len(str(jax.make_jaxpr(run)(params, jnp.zeros((1, 8), jnp.int32))))
 

@@ -23,7 +23,7 @@ from t5x_like.models.positions import (
     rotate,
 )
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import Decoder, DecoderConfig
+from t5x_like.models.transformer import DecoderConfig, Transformer
 from tests import toy
 
 pytestmark = pytest.mark.typed
@@ -40,8 +40,8 @@ def small(*, attention=None, feedforward=None, block=None, stack=None, head=None
     return DecoderConfig(**{**fields, **decoder})
 
 
-def build(config: DecoderConfig, seed: int = 0) -> Decoder:
-    return jax.jit(Decoder, static_argnums=0)(config, jax.random.key(seed))
+def build(config: DecoderConfig, seed: int = 0) -> Transformer:
+    return jax.jit(config.build)(jax.random.key(seed))
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_residual_projections_start_smaller_with_depth():
 
 
 def num_parameters(config: DecoderConfig) -> int:
-    params = jax.eval_shape(lambda: split(Decoder(config, jax.random.key(0)))[1])
+    params = jax.eval_shape(lambda: split(config.build(jax.random.key(0)))[1])
     return sum(a.size for a in jax.tree.leaves(params))
 
 

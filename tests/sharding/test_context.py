@@ -16,7 +16,7 @@ from t5x_like.models.mixers.attention import AttentionConfig
 from t5x_like.models.parameters import split
 from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import EncoderDecoderConfig, build_model
+from t5x_like.models.transformer import EncoderDecoderConfig
 from t5x_like.sharding import context
 from t5x_like.sharding.logical import on_devices
 from t5x_like.sharding.mesh import MeshConfig, build_mesh
@@ -191,7 +191,7 @@ def test_an_encoder_decoder_is_that_of_one_device(method):
     )
     crossing = dataclasses.replace(stack, block=dataclasses.replace(stack.block, cross_attention=attention))
     config = EncoderDecoderConfig(d_model=16, vocab_size=toy.VOCAB, dtype="float32", encoder=stack, decoder=crossing)
-    graphdef, params = split(build_model(config, jax.random.key(0)))
+    graphdef, params = split(config.build(jax.random.key(0)))
     batch = toy.batch() | {
         "encoder_input_tokens": toy.batch(1)["decoder_input_tokens"][:, :8],
         "encoder_segment_ids": packed(8, toy.BATCH),

@@ -18,7 +18,7 @@ from t5x_like.models.parameters import split
 from t5x_like.models.position_biases import RelativeBiasConfig
 from t5x_like.models.positions import RotaryConfig
 from t5x_like.models.stack import PipelineConfig, StackConfig
-from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig, build_model
+from t5x_like.models.transformer import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from t5x_like.sharding.mesh import MESH_AXES, MeshConfig, build_mesh
 
 BATCH, LENGTH, VOCAB, STEPS = 16, 8, 32, 5
@@ -72,7 +72,7 @@ def trace(name, mesh_config, devices):
     config, mesh = MODELS[name], build_mesh(mesh_config, devices)
     spec = model_spec(config)
     places = mesh_config.on(mesh).shardings(spec.axes, spec.params)
-    create = jax.jit(lambda key: split(build_model(config, key))[1], out_shardings=places)
+    create = jax.jit(lambda key: split(config.build(key))[1], out_shardings=places)
     place = lambda a: mesh_config.on(mesh).sharding(("batch", "length")[: a.ndim], a.shape)
     arrays = {key: jax.device_put(value, place(value)) for key, value in batch(name).items()}
 

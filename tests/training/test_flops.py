@@ -13,7 +13,7 @@ from t5x_like.models.heads.language_model import LanguageModelHeadConfig
 from t5x_like.models.mixers.attention import AttentionConfig, attended_keys
 from t5x_like.models.parameters import split
 from t5x_like.models.stack import StackConfig
-from t5x_like.models.transformer import DecoderConfig, EncoderDecoderConfig, build_model
+from t5x_like.models.transformer import DecoderConfig, EncoderDecoderConfig
 from t5x_like.training.flops import flops_per_row, model_flops_utilization, peak_flops_per_second
 
 
@@ -22,7 +22,7 @@ def device(kind):
 
 
 def shapes(config):
-    return jax.eval_shape(lambda: split(build_model(config, jax.random.key(0)))[1])
+    return jax.eval_shape(lambda: split(config.build(jax.random.key(0)))[1])
 
 
 def llama_2_70b():

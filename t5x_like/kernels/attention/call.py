@@ -51,7 +51,7 @@ class Side(NamedTuple):
         return Side(change(self.arrays), positions, change(self.segment_ids))
 
     def each_position(self) -> Int[Array, "#batch length"]:
-        return self.positions + jnp.arange(self.length)[None] if self.consecutive else self.positions
+        return self.positions + jnp.arange(self.length)[None] if jnp.ndim(self.positions) == 0 else self.positions
 
 
 _static = lambda default: field(default=default, metadata={"static": True})

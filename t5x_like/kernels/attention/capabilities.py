@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from t5x_like.kernels.attention.call import AttentionCall
-from t5x_like.kernels.target import HOPPER, target_chip, target_platform
+from t5x_like.kernels.target import GPUS, HOPPER, target_chip, target_platform
 
 AUTO_MAX_SCORES = 2**26
 """Logits (batch * heads * q_length * kv_length) above which "auto" does not take the reference: 256 MiB in float32."""
@@ -73,7 +73,7 @@ def mosaic_gpu_reserve(call: AttentionCall) -> str | None:
 def triton_refusal(call: AttentionCall) -> str | None:
     return _first(
         {
-            f"it runs on GPU, and this program is for {target_chip()}": target_platform() != "gpu",
+            f"it runs on GPU, and this program is for {target_chip()}": target_chip() not in GPUS,
             **_kernel_limits(call, dtypes=("bfloat16", "float16", "float32")),
             f"its relative bias reaches {TRITON_MAX_DISTANCE} positions at most": (
                 call.relative_bias is not None and call.relative_bias.max_distance > TRITON_MAX_DISTANCE
@@ -90,7 +90,7 @@ def cudnn_refusal(call: AttentionCall) -> str | None:
     hides = mask.causal or mask.window != (None, None)
     return _first(
         {
-            f"it runs on GPU, and this program is for {target_chip()}": target_platform() != "gpu",
+            f"it runs on GPU, and this program is for {target_chip()}": target_chip() not in GPUS,
             "it has no dropout here": call.dropout_rate > 0,
             "it has no soft-cap": call.soft_cap is not None,
             "it has no sinks": call.sinks is not None,
@@ -125,7 +125,7 @@ def cudnn_refusal(call: AttentionCall) -> str | None:
 def _kernel_limits(call: AttentionCall, dtypes: tuple[str, ...]) -> dict[str, bool]:
     """What no Pallas kernel does: the reason, and whether it holds."""
     dims = (call.q.shape[3], call.v.shape[3])
-    given = {array.dtype.name for array in (call.q, call.k, call.v)}
+    given = {call.q.dtype.name, call.k.dtype.name, call.v.dtype.name}
     return {
         "it has no dropout": call.dropout_rate > 0,
         "it has no general bias": call.bias is not None,
@@ -133,7 +133,7 @@ def _kernel_limits(call: AttentionCall, dtypes: tuple[str, ...]) -> dict[str, bo
             len(given) > 1 or not given <= set(dtypes)
         ),
         f"head_dim {dims[0]} (of v: {dims[1]}) is not a multiple of 16 up to {MAX_HEAD_DIM}": (
-            any(dim % 16 or dim > MAX_HEAD_DIM for dim in dims)
+            max(dims) > MAX_HEAD_DIM or dims[0] % 16 > 0 or dims[1] % 16 > 0
         ),
         "a relative bias needs consecutive positions: leave them out, or give two numbers": (
             call.relative_bias is not None and call.offsets is None
@@ -142,4 +142,7 @@ def _kernel_limits(call: AttentionCall, dtypes: tuple[str, ...]) -> dict[str, bo
 
 
 def _first(reasons: dict[str, bool]) -> str | None:
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    for reason, holds in reasons.items():
+        if holds:
+            return reason
+    return None
