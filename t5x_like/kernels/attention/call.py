@@ -51,7 +51,9 @@ class Side(NamedTuple):
         return Side(change(self.arrays), positions, change(self.segment_ids))
 
     def each_position(self) -> Int[Array, "#batch length"]:
-        return self.positions + jnp.arange(self.length)[None] if jnp.ndim(self.positions) == 0 else self.positions
+        if jnp.ndim(self.positions) > 0:
+            return self.positions
+        return self.positions + jnp.arange(self.arrays[0].shape[1])[None]
 
 
 _static = lambda default: field(default=default, metadata={"static": True})
