@@ -92,8 +92,9 @@ def test_reading_in_parts_through_the_cache_is_reading_at_once(decoder):
     for begin, end in ((0, 5), (5, 6), (6, 9)):
         positions = jnp.broadcast_to(jnp.arange(begin, end), (2, end - begin))
         attend = attend_cached(jnp.int32(begin), jnp.zeros(2, jnp.int32), 12)
-        hidden, states, _ = model(toy.tokens(tokens[:, begin:end], positions=positions), attend=attend, states=states)
-        parts.append(hidden)
+        out = model(toy.tokens(tokens[:, begin:end], positions=positions), attend=attend, states=states)
+        states = out.states
+        parts.append(out.x)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
 
