@@ -11,7 +11,7 @@ from t5x_like.sharding.mesh import build_mesh
 from t5x_like.training.job import set_up
 from tests import toy
 
-MAX_FILES, MAX_FRAMES = 37, 26
+MAX_FILES, MAX_FRAMES = 37, 21
 """Of one step of a decoder; frames of JAX and Flax are not counted. To be lowered, not raised."""
 
 ROOT = os.path.dirname(t5x_like.__file__) + os.sep
