@@ -130,7 +130,7 @@ def test_a_batch_that_the_mesh_does_not_divide(case, batch, length):
     run = jax.jit(lambda params, x: merge(graphdef, params)(x, toy.context(x, is_token=is_token)))
     expected = run(params, x)
     with jax.set_mesh(mesh_of(data=2, expert=4)):
-        actual = jax.jit(lambda params, x: merge(graphdef, params)(x, toy.context(x, is_token=is_token))(params, x))
+        actual = jax.jit(lambda params, x: merge(graphdef, params)(x, toy.context(x, is_token=is_token)))(params, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
 
 
