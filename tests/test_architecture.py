@@ -16,7 +16,7 @@ TYPE_TESTS = {
     "huggingface/families/phi3.py: Phi3.write_more: LongRopeScaling",
     "huggingface/families/rotary.py: write_rotary: DynamicScaling",
     "huggingface/families/t5.py: T5Family.write: RelativeBiasConfig",
-    "models/transformer.py: TransformerConfig.stacks: StackConfig",
+    "models/transformer.py: ModelConfig.stacks: StackConfig",
 }
 """Code that asks what class a part of the run is, outside the module of that class: "file: function: class"."""
 
