@@ -1,7 +1,7 @@
 """Tests run on eight virtual CPU devices, with JAX's compilation cache on.
 
 What costs time here is compiling, not computing: without LLVM's optimisations a cold run takes half of it. (Without
-XLA's fusion emitters it would take less, but that path has computed wrong sums and crashed.) Tests of what compilers
+XLA's fusion emitters it would take less, but that compiler crashed once in a run of the suite.) Tests of what compilers
 make (`-m tpu_compile`, `-m gpu_compile`), and whoever sets XLA_FLAGS, compile as users do. JAX_COMPILATION_CACHE_DIR
 keeps the cache elsewhere.
 
